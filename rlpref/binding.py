@@ -1,0 +1,50 @@
+"""Names to functions: hyperparameters are bound to a signature before anything is built."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+
+class ConfigError(ValueError):
+    """A setting that cannot be used as written; the message names it and says what would be accepted."""
+
+
+def did_you_mean(name: str, known) -> str:
+    """' Did you mean X?' where a known name is close, else an empty string."""
+    close = difflib.get_close_matches(str(name), [str(k) for k in known], n=1, cutoff=0.5)
+    return f" Did you mean '{close[0]}'?" if close else ""
+
+
+def choose(registry: Mapping[str, Callable], name: str, what: str) -> Callable:
+    """The registered function of that name, or an error that lists the known ones."""
+    if name not in registry:
+        raise ConfigError(
+            f"{what} '{name}' is not known.{did_you_mean(name, registry)} Known: {', '.join(sorted(registry))}."
+        )
+    return registry[name]
+
+
+def hyperparameters(function: Callable, given_by_code: int = 0) -> dict[str, inspect.Parameter]:
+    """The parameters of `function` that configuration sets: all but the first `given_by_code` ones."""
+    return dict(list(inspect.signature(function).parameters.items())[given_by_code:])
+
+
+def bind(function: Callable, settings: Mapping[str, Any], where: str, given_by_code: int = 0) -> partial:
+    """`function` with `settings` as keywords, after a check of every name against its signature.
+
+    `given_by_code` leading parameters are left for the caller. Raises ConfigError for an unknown setting
+    (with the nearest known name) and for a missing one.
+    """
+    known = hyperparameters(function, given_by_code)
+    for key in settings:
+        if key not in known:
+            listed = ", ".join(known) or "none"
+            raise ConfigError(f"{where} does not use '{key}'.{did_you_mean(key, known)} It takes: {listed}.")
+    missing = [k for k, p in known.items() if p.default is inspect.Parameter.empty and k not in settings]
+    if missing:
+        raise ConfigError(f"{where} needs a value for: {', '.join(missing)}.")
+    return partial(function, **settings)

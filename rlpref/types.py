@@ -1,0 +1,151 @@
+"""The data that flows: dataclasses of tensors that share their first dimension.
+
+One convention for every [B, T] tensor: column t belongs to the token `ids[:, t]`. A log-prob at t is that of
+token t given the tokens before it, a value at t is that of the state *before* token t, an advantage at t is
+the advantage of choosing token t. `mask` says which columns count.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+
+class TensorBatch:
+    """What every batch can do: `len(b)`, `b[index]`, `b.to(device)`, `cat(batches)`. Fields are tensors
+    [B, ...], nested batches, or None."""
+
+    def __len__(self) -> int:
+        return next(len(value) for _, value in self.items() if value is not None)
+
+    def items(self) -> list[tuple[str, Tensor | TensorBatch | None]]:
+        return [(field.name, getattr(self, field.name)) for field in fields(self)]
+
+    def map(self, function):
+        """The same batch with `function` applied to each tensor; None stays None."""
+        return type(self)(
+            **{
+                name: None
+                if value is None
+                else value.map(function)
+                if isinstance(value, TensorBatch)
+                else function(value)
+                for name, value in self.items()
+            }
+        )
+
+    def __getitem__(self, index):
+        """Rows by slice, index tensor or boolean mask (never a single integer: a batch stays a batch)."""
+        return self.map(lambda tensor: tensor[index])
+
+    def to(self, device):
+        return self.map(lambda tensor: tensor.to(device))
+
+
+def cat(batches: list):
+    """Rows of all batches under each other; 2-D tensors of different widths are padded on the right."""
+    first = batches[0]
+    return type(first)(**{name: _cat_field([getattr(b, name) for b in batches]) for name, _ in first.items()})
+
+
+def _cat_field(values: list):
+    if any(value is None for value in values):
+        if any(value is not None for value in values):
+            raise ValueError("cat: a field is None in some batches and present in others")
+        return None
+    if isinstance(values[0], TensorBatch):
+        return cat(values)
+    return torch.cat(pad_to_same_width(values))
+
+
+def pad_to_same_width(tensors: list[Tensor]) -> list[Tensor]:
+    """Pads 2-D tensors with zeros (False) on the right to the widest; leaves 1-D tensors alone."""
+    if tensors[0].dim() == 1:
+        return tensors
+    width = max(tensor.shape[1] for tensor in tensors)
+    return [torch.nn.functional.pad(tensor, (0, width - tensor.shape[1])) for tensor in tensors]
+
+
+@dataclass
+class Prompts(TensorBatch):
+    """Prompts as the sampler takes them: padded on the left."""
+
+    ids: Tensor  # [B, P] int
+    attention_mask: Tensor  # [B, P] bool
+
+
+@dataclass
+class Sequences(TensorBatch):
+    """Prompt and completion. Padding may stand on either side and holds any id: only the masks are read."""
+
+    ids: Tensor  # [B, T] int
+    attention_mask: Tensor  # [B, T] bool: every real token
+    mask: Tensor  # [B, T] bool: the completion tokens (EOS included), the only ones that are scored
+
+    @property
+    def lengths(self) -> Tensor:
+        """[B] completion lengths in tokens."""
+        return self.mask.sum(1)
+
+    @property
+    def position_ids(self) -> Tensor:
+        """[B, T] position of each real token in its own sequence, whatever the padding."""
+        return (self.attention_mask.long().cumsum(1) - 1).clamp(min=0)
+
+    def trimmed(self) -> Sequences:
+        """Without the columns that are padding in every row. Do not use it where other [B, T] tensors are
+        aligned with these columns."""
+        used = self.attention_mask.any(0)
+        return self.map(lambda tensor: tensor[:, used])
+
+
+@dataclass
+class Pairs(TensorBatch):
+    """Tokenised preference pairs; `ref_*` are the reference's summed log-probs once they are known."""
+
+    chosen: Sequences
+    rejected: Sequences
+    ref_chosen: Tensor | None = None  # [B]
+    ref_rejected: Tensor | None = None  # [B]
+    chosen_score: Tensor | None = None  # [B] external reward of the chosen answer
+    rejected_score: Tensor | None = None  # [B]
+    weight: Tensor | None = None  # [B]
+
+
+@dataclass
+class PairLogps(TensorBatch):
+    """All that a pair loss sees. Log-probs are sums over the completion, in nats; all tensors are [B]."""
+
+    chosen: Tensor
+    rejected: Tensor
+    ref_chosen: Tensor
+    ref_rejected: Tensor
+    chosen_len: Tensor
+    rejected_len: Tensor
+    chosen_score: Tensor | None = None
+    rejected_score: Tensor | None = None
+    weight: Tensor | None = None
+
+
+@dataclass
+class Samples(TensorBatch):
+    """What the sampler returns: answers and the log-probs under which they were drawn."""
+
+    sequences: Sequences  # [B, T], padded on the right; rows of one prompt follow each other
+    logps: Tensor  # [B, T] at the sampling temperature, 0 outside `sequences.mask`
+    prompt: Tensor  # [B] row of the prompt in the batch of prompts
+
+
+@dataclass
+class Rollouts(TensorBatch):
+    """Samples with all that a policy-gradient loss needs; [B, T] tensors are 0 outside the mask."""
+
+    sequences: Sequences
+    logps: Tensor  # [B, T] of the policy that sampled
+    ref_logps: Tensor  # [B, T]
+    values: Tensor  # [B, T] critic before each token
+    advantages: Tensor  # [B, T]
+    returns: Tensor  # [B, T]
+    scores: Tensor  # [B] reward of the whole answer, before the KL penalty
