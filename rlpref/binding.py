@@ -6,7 +6,7 @@ import difflib
 import inspect
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 
 class ConfigError(ValueError):
@@ -37,7 +37,7 @@ def bind(function: Callable, settings: Mapping[str, Any], where: str, given_by_c
     """`function` with `settings` as keywords, after a check of every name against its signature.
 
     `given_by_code` leading parameters are left for the caller. Raises ConfigError for an unknown setting
-    (with the nearest known name) and for a missing one.
+    (with the nearest known name), for a missing one, and for a value outside the annotated type or choices.
     """
     known = hyperparameters(function, given_by_code)
     for key in settings:
@@ -47,4 +47,26 @@ def bind(function: Callable, settings: Mapping[str, Any], where: str, given_by_c
     missing = [k for k, p in known.items() if p.default is inspect.Parameter.empty and k not in settings]
     if missing:
         raise ConfigError(f"{where} needs a value for: {', '.join(missing)}.")
+    hints = get_type_hints(function.__init__ if inspect.isclass(function) else function)
+    for key, value in settings.items():
+        if not _fits(value, hints.get(key, Any)):
+            raise ConfigError(f"{where}: '{key}' cannot be {value!r}; it takes {_describe(hints[key])}.")
     return partial(function, **settings)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    if get_origin(hint) is Literal:
+        return value in get_args(hint)
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if hint in (bool, str):
+        return isinstance(value, hint)
+    return True
+
+
+def _describe(hint: Any) -> str:
+    if get_origin(hint) is Literal:
+        return "one of " + ", ".join(map(repr, get_args(hint)))
+    return {float: "a number", int: "a whole number", bool: "true or false", str: "text"}[hint]

@@ -60,6 +60,24 @@ def _cat_field(values: list):
     return torch.cat(pad_to_same_width(values))
 
 
+def to_nested(batch: TensorBatch | None):
+    """Plain dicts of tensors, for a checkpoint."""
+    if batch is None:
+        return None
+    return {
+        "type": type(batch).__name__,
+        **{name: to_nested(v) if isinstance(v, TensorBatch) else v for name, v in batch.items()},
+    }
+
+
+def from_nested(nested: dict | None):
+    """The batch that `to_nested` took apart."""
+    if nested is None:
+        return None
+    values = {name: from_nested(v) if isinstance(v, dict) else v for name, v in nested.items() if name != "type"}
+    return globals()[nested["type"]](**values)
+
+
 def pad_to_same_width(tensors: list[Tensor]) -> list[Tensor]:
     """Pads 2-D tensors with zeros (False) on the right to the widest; leaves 1-D tensors alone."""
     if tensors[0].dim() == 1:

@@ -1,0 +1,24 @@
+"""Algorithms: one file each, `collect` and `loss` on the one loop."""
+
+from __future__ import annotations
+
+from rlpref.algorithms.algorithm import Algorithm
+from rlpref.algorithms.iterative import iterative
+from rlpref.algorithms.offline import offline
+from rlpref.algorithms.ppo import PPO
+from rlpref.algorithms.reward_model import RewardModel
+from rlpref.algorithms.sft import SFT
+from rlpref.binding import bind, choose
+
+ALGORITHMS = {
+    "iterative": iterative,
+    "offline": offline,
+    "ppo": PPO,
+    "reward_model": RewardModel,
+    "sft": SFT,
+}
+
+
+def make_algorithm(kind: str, settings: dict, name: str) -> Algorithm:
+    """The algorithm of that kind; a setting that it does not take is refused by name."""
+    return bind(choose(ALGORITHMS, kind, "algorithm kind"), settings, f"algorithm '{name}'")()

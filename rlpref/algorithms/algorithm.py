@@ -1,0 +1,73 @@
+"""What an algorithm is: `collect` (what to learn from) and `loss` (how to learn from it)."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+from rlpref.data.preferences import PreferenceData
+from rlpref.models.bundle import Models
+from rlpref.types import TensorBatch
+
+
+@dataclass
+class Loss:
+    """Per-example losses. The trainer minimises sum(weight * value) / sum(weight) over the minibatch, whatever
+    way it is cut into micro-batches; metrics are averaged with the same weights."""
+
+    value: Tensor  # [B]
+    weight: Tensor  # [B] 1 for a pair, the number of tokens for a token-mean loss
+    metrics: dict[str, Tensor]  # each [B]
+
+
+@dataclass
+class Costs:
+    """What a run has spent so far."""
+
+    steps: int = 0  # optimizer steps
+    samples: int = 0  # answers drawn for training
+    labels: int = 0  # rewards or preferences asked for
+    tokens: int = 0  # tokens passed through the policy for training and sampling
+
+    def row(self) -> dict[str, int]:
+        return {f"cost/{name}": value for name, value in asdict(self).items()}
+
+
+@dataclass
+class Round:
+    """What `collect` may read and write besides models and data."""
+
+    index: int
+    generator: torch.Generator  # the run's only source of randomness, on the models' device
+    costs: Costs
+    previous: TensorBatch | None = None  # what the round before collected
+    metrics: dict[str, float] = field(default_factory=dict)  # of the collected batch as a whole
+
+
+class Algorithm(Protocol):
+    """Offline, iterative and on-policy methods differ in `rounds` and in what `collect` returns."""
+
+    needs_reward: ClassVar[bool]  # whether `collect` scores answers
+    rounds: int
+    epochs: int
+    batch_size: int
+    trains: dict[str, float]  # names of fields of Models -> factor on the learning rate
+
+    def examples(self, data: PreferenceData, index: int) -> int:
+        """At most so many rows does round `index` collect: the learning-rate schedule needs it."""
+        ...
+
+    def collect(self, models: Models, data: PreferenceData, round: Round) -> TensorBatch: ...
+
+    def loss(self, models: Models, batch: TensorBatch) -> Loss: ...
+
+    def check_start(self, models: Models, batch: TensorBatch) -> None:
+        """Raises StartError unless the policy still is the reference as far as the loss can see."""
+        ...
+
+
+class StartError(AssertionError):
+    """The run does not start where theory says it does: policy == reference."""

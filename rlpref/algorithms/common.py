@@ -1,0 +1,118 @@
+"""What several algorithms share: functions, no base class."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from rlpref.algorithms.algorithm import Loss, Round, StartError
+from rlpref.losses import make_loss
+from rlpref.models.bundle import Models
+from rlpref.rollout.sampler import sample
+from rlpref.types import PairLogps, Pairs, Prompts, Samples, Sequences, cat
+
+
+def pair_objective(settings: dict):
+    """(pair loss, scale of its implicit reward) from {"name": ..., hyperparameters}. The implicit reward of an
+    answer is scale * log policy/ref; the scale is the loss's beta or tau."""
+    hyperparameters = {key: value for key, value in settings.items() if key != "name"}
+    scale = hyperparameters.get("beta", hyperparameters.get("tau", 1.0))
+    return make_loss(settings["name"], **hyperparameters), scale
+
+
+def with_reference(models: Models, pairs: Pairs) -> Pairs:
+    """The pairs with the reference's log-probs filled in, so that epochs do not compute them again."""
+    pairs.ref_chosen = models.ref_logps(pairs.chosen).sum(1)
+    pairs.ref_rejected = models.ref_logps(pairs.rejected).sum(1)
+    return pairs
+
+
+def pair_logps(models: Models, pairs: Pairs) -> PairLogps:
+    """Policy log-probs beside the stored ones of the reference: one pass over chosen and rejected together."""
+    both = cat([pairs.chosen, pairs.rejected]).trimmed()
+    chosen, rejected = models.policy_logps(both)[0].sum(1).chunk(2)
+    return PairLogps(
+        chosen=chosen,
+        rejected=rejected,
+        ref_chosen=pairs.ref_chosen.to(chosen),
+        ref_rejected=pairs.ref_rejected.to(chosen),
+        chosen_len=pairs.chosen.lengths,
+        rejected_len=pairs.rejected.lengths,
+        chosen_score=pairs.chosen_score,
+        rejected_score=pairs.rejected_score,
+        weight=pairs.weight,
+    )
+
+
+def pair_loss(objective, scale: float, lp: PairLogps) -> Loss:
+    """A pair loss with the metrics of every preference method."""
+    chosen = scale * (lp.chosen - lp.ref_chosen).detach()
+    rejected = scale * (lp.rejected - lp.ref_rejected).detach()
+    metrics = {
+        "rewards/chosen": chosen,
+        "rewards/rejected": rejected,
+        "rewards/margins": chosen - rejected,
+        "rewards/accuracies": (chosen > rejected).to(chosen) + 0.5 * (chosen == rejected).to(chosen),
+        "logps/chosen": lp.chosen.detach(),
+        "logps/rejected": lp.rejected.detach(),
+    }
+    weight = torch.ones_like(lp.chosen) if lp.weight is None else lp.weight
+    return Loss(objective(lp), weight, metrics)
+
+
+def check_pair_start(models: Models, objective, pairs: Pairs) -> None:
+    """At step 0 the policy is the reference: both log-ratios vanish and the loss is what it is at no change."""
+    with torch.no_grad():
+        lp = pair_logps(models, pairs)
+    still = PairLogps(**{**dict(lp.items()), "chosen": lp.ref_chosen, "rejected": lp.ref_rejected})
+    drift = torch.maximum((lp.chosen - lp.ref_chosen).abs(), (lp.rejected - lp.ref_rejected).abs()).max()
+    require_equal("log policy/ref of an answer", float(drift), 0.0, tolerance(models, lp.chosen_len))
+    expected, found = objective(still).mean(), objective(lp).mean()
+    slack = 1e-3 + 0.05 * (models.policy_dtype == torch.bfloat16)
+    require_equal("the loss", float(found), float(expected), slack * (1 + abs(float(expected))))
+
+
+def tolerance(models: Models, lengths: Tensor) -> float:
+    """Nats of rounding to expect in a summed log-prob: batches of another shape add in another order."""
+    per_token = 2e-2 if models.policy_dtype == torch.bfloat16 else 2e-5
+    return per_token * float(lengths.max()) ** 0.5 + 1e-5
+
+
+def require_equal(what: str, found: float, expected: float, slack: float) -> None:
+    """Raises StartError unless `found` is `expected` to `slack`."""
+    if not abs(found - expected) <= slack:
+        raise StartError(
+            f"before the first update {what} should be {expected:.6g} but is {found:.6g} (slack {slack:.2g}): "
+            "the policy is not the reference. Is dropout on, or do the two see different inputs?"
+        )
+
+
+def choose_prompts(prompts: Prompts, n: int, generator: torch.Generator) -> Prompts:
+    """n prompts at random; none twice before all have come once."""
+    rounds = -(-n // len(prompts))
+    device = generator.device
+    order = torch.cat([torch.randperm(len(prompts), generator=generator, device=device) for _ in range(rounds)])
+    return prompts[order[:n].to(prompts.ids.device)]
+
+
+def sample_answers(models: Models, prompts: Prompts, k: int, round: Round) -> Samples:
+    """k answers of the policy to each prompt, counted as a cost."""
+    samples = sample(
+        models.policy,
+        prompts.to(models.device),
+        k,
+        models.max_new_tokens,
+        models.temperature,
+        models.eos_token_id,
+        round.generator,
+        models.chunk,
+    )
+    round.costs.samples += len(samples)
+    round.costs.tokens += int(samples.sequences.attention_mask.sum())
+    return samples
+
+
+def score(models: Models, sequences: Sequences, round: Round) -> Tensor:
+    """[B] reward of each answer, each counted as one label."""
+    round.costs.labels += len(sequences)
+    return models.reward(sequences).to(models.device)

@@ -1,0 +1,129 @@
+"""Any pair loss on the policy's own answers, in rounds: sample k, score, label pairs, train.
+
+With `reference: initial` every round aims at the optimum of the same beta; with `previous` each round starts
+from where the last one ended, and T rounds aim at beta / T (population limit). Xiong et al. 2023 (2312.11456);
+Guo et al. 2024 (2402.04792)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from rlpref.algorithms.algorithm import Loss, Round
+from rlpref.algorithms.common import (
+    check_pair_start,
+    choose_prompts,
+    pair_logps,
+    pair_loss,
+    pair_objective,
+    sample_answers,
+    score,
+    with_reference,
+)
+from rlpref.data.preferences import PreferenceData
+from rlpref.models.bundle import Models
+from rlpref.models.reference import snapshot
+from rlpref.types import PairLogps, Pairs, Samples, cat
+
+
+@dataclass
+class Iterative:
+    """Rounds of fresh pairs."""
+
+    needs_reward: ClassVar[bool] = True
+    objective: Callable[[PairLogps], Tensor]
+    scale: float
+    rounds: int
+    epochs: int
+    batch_size: int
+    prompts_per_round: int
+    k: int
+    pairing: Callable[[Tensor, torch.Generator], tuple[Tensor, Tensor, Tensor]]
+    reference: str
+    data: str
+    trains: dict[str, float] = field(init=False, default_factory=lambda: {"policy": 1.0})
+
+    def examples(self, data: PreferenceData, index: int) -> int:
+        per_prompt = 1 if self.pairing is best_worst else self.k // 2
+        rounds = index + 1 if self.data == "aggregated" else 1
+        return self.prompts_per_round * per_prompt * rounds
+
+    def collect(self, models: Models, data: PreferenceData, round: Round) -> Pairs:
+        if self.reference == "previous" and round.index > 0:
+            models.ref = snapshot(models.policy)
+        prompts = choose_prompts(data.prompts, self.prompts_per_round, round.generator)
+        samples = sample_answers(models, prompts, self.k, round)
+        scores = score(models, samples.sequences, round).view(len(prompts), self.k)
+        round.metrics |= {
+            "objective/scores": float(scores.mean()),
+            "objective/scores_best": float(scores.amax(1).mean()),
+        }
+        pairs = with_reference(models, self._pairs(samples, scores, round))
+        if self.data == "fresh" or round.previous is None:
+            return pairs
+        earlier = round.previous
+        return cat([with_reference(models, earlier) if self.reference == "previous" else earlier, pairs])
+
+    def _pairs(self, samples: Samples, scores: Tensor, round: Round) -> Pairs:
+        prompt, chosen, rejected = self.pairing(scores, round.generator)
+        if len(prompt) == 0:
+            raise ValueError("no pair can be formed: all answers to every prompt of the round have equal scores")
+        per_prompt = 1 if self.pairing is best_worst else self.k // 2
+        round.metrics["pairs/ties_dropped"] = 1 - len(prompt) / (len(scores) * per_prompt)
+        first, second = prompt * self.k + chosen, prompt * self.k + rejected
+        flat = scores.flatten()
+        return Pairs(
+            chosen=samples.sequences[first],
+            rejected=samples.sequences[second],
+            chosen_score=flat[first],
+            rejected_score=flat[second],
+        )
+
+    def loss(self, models: Models, batch: Pairs) -> Loss:
+        return pair_loss(self.objective, self.scale, pair_logps(models, batch))
+
+    def check_start(self, models: Models, batch: Pairs) -> None:
+        check_pair_start(models, self.objective, batch)
+
+
+def best_worst(scores: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """One pair per prompt: highest against lowest score [prompts, k]; prompts whose answers all tie are dropped.
+    Returns row, chosen column, rejected column."""
+    rows = (scores.amax(1) > scores.amin(1)).nonzero()[:, 0]
+    return rows, scores.argmax(1)[rows], scores.argmin(1)[rows]
+
+
+def bradley_terry(scores: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """k // 2 disjoint pairs per prompt; the first wins with probability sigmoid(score difference)."""
+    prompts, k = scores.shape
+    first, second = torch.arange(0, k - 1, 2), torch.arange(1, k, 2)
+    rows = torch.arange(prompts, device=scores.device).repeat_interleave(len(first))
+    first, second = (columns.to(scores.device).repeat(prompts) for columns in (first, second))
+    difference = scores[rows, first] - scores[rows, second]
+    drawn = torch.rand(difference.shape, generator=generator, device=scores.device, dtype=scores.dtype)
+    wins = drawn < difference.sigmoid()
+    return rows, torch.where(wins, first, second), torch.where(wins, second, first)
+
+
+PAIRINGS = {"best_worst": best_worst, "bradley_terry": bradley_terry}
+
+
+def iterative(
+    loss: dict,
+    rounds: int,
+    epochs: int,
+    batch_size: int,
+    prompts_per_round: int,
+    k: int,
+    pairing: Literal["best_worst", "bradley_terry"],
+    reference: Literal["initial", "previous"],
+    data: Literal["fresh", "aggregated"],
+) -> Iterative:
+    """`loss` is {"name": a pair loss, its hyperparameters}."""
+    return Iterative(
+        *pair_objective(loss), rounds, epochs, batch_size, prompts_per_round, k, PAIRINGS[pairing], reference, data
+    )

@@ -1,0 +1,137 @@
+"""PPO on answers: per-token KL in the reward, GAE with a critic, clipped policy and value losses.
+
+Schulman et al. 2017 (1707.06347); for language models Ziegler et al. 2019 (1909.08593), Ouyang et al. 2022
+(2203.02155). The reward of token t is -beta log policy/ref; the last token also gets the score of the answer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from rlpref.algorithms.algorithm import Loss, Round
+from rlpref.algorithms.common import choose_prompts, require_equal, sample_answers, score, tolerance
+from rlpref.binding import ConfigError
+from rlpref.data.preferences import PreferenceData
+from rlpref.losses import ppo_clip, value_clip
+from rlpref.models.bundle import Models, in_chunks
+from rlpref.models.heads import ScalarHead
+from rlpref.ops.gae import gae
+from rlpref.ops.masked import last_masked, masked_mean, masked_whiten
+from rlpref.rollout.sampler import ends_with_eos
+from rlpref.types import Rollouts, Sequences
+
+
+@dataclass
+class PPO:
+    """`eos_rule` says what becomes of the score of an answer that was cut before its EOS: `none` keeps it,
+    `subtract` takes `eos_penalty` off, `replace` puts -eos_penalty in its place."""
+
+    needs_reward: ClassVar[bool] = True
+    beta: float
+    rounds: int
+    epochs: int
+    batch_size: int
+    prompts_per_round: int
+    k: int
+    gamma: float
+    gae_lambda: float
+    cliprange: float
+    cliprange_value: float
+    vf_coef: float
+    whiten_advantages: bool
+    eos_rule: Literal["replace", "subtract", "none"]
+    eos_penalty: float | None
+    lr_scale: float
+    critic_lr_scale: float
+
+    def __post_init__(self):
+        if (self.eos_rule == "none") != (self.eos_penalty is None):
+            raise ConfigError(
+                f"algorithm 'ppo': eos_rule '{self.eos_rule}' "
+                + ("does not use 'eos_penalty'; set it to null." if self.eos_rule == "none" else "needs an 'eos_penalty'.")
+            )
+
+    @property
+    def trains(self) -> dict[str, float]:
+        return {"policy": self.lr_scale, "critic": self.critic_lr_scale}
+
+    def examples(self, data: PreferenceData, index: int) -> int:
+        return self.prompts_per_round * self.k
+
+    def collect(self, models: Models, data: PreferenceData, round: Round) -> Rollouts:
+        prompts = choose_prompts(data.prompts, self.prompts_per_round, round.generator)
+        samples = sample_answers(models, prompts, self.k, round)
+        sequences, mask = samples.sequences, samples.sequences.mask
+        raw = score(models, sequences, round)
+        finished = ends_with_eos(sequences, models.eos_token_id)
+        scores = after_eos_rule(raw, finished, self.eos_rule, self.eos_penalty)
+        ref_logps = models.ref_logps(sequences)
+        values = in_chunks(lambda part: state_values(models.critic, part), sequences, models.chunk)
+        rewards = -self.beta * (samples.logps - ref_logps)
+        rewards[torch.arange(len(rewards)), last_masked(mask)] += scores
+        advantages = gae(rewards, values, mask, self.gamma, self.gae_lambda)
+        returns = torch.where(mask, advantages + values, 0.0)
+        kl = (samples.logps - ref_logps).sum(1)
+        round.metrics |= {
+            "objective/scores": float(raw.mean()),
+            "objective/kl": float(kl.mean()),
+            "objective/rlhf_reward": float((scores - self.beta * kl).mean()),
+            "objective/eos_rate": float(finished.float().mean()),
+            "val/explained_var": explained_variance(returns[mask], values[mask]),
+        }
+        if self.whiten_advantages:
+            advantages = masked_whiten(advantages, mask)
+        return Rollouts(sequences, samples.logps, ref_logps, values, advantages, returns, scores)
+
+    def loss(self, models: Models, batch: Rollouts) -> Loss:
+        mask = batch.sequences.mask
+        logps, entropy = models.policy_logps(batch.sequences, entropy=True)
+        values = state_values(models.critic, batch.sequences)
+        policy = ppo_clip(logps, batch.logps, batch.advantages, self.cliprange)
+        value = value_clip(values, batch.values, batch.returns, self.cliprange_value)
+        log_ratio = (logps - batch.logps).detach()
+        ratio = log_ratio.exp()
+        tokens = {
+            "loss/policy": policy.detach(),
+            "loss/value": value.detach(),
+            "objective/entropy": entropy.detach(),
+            "policy/clipfrac": ((ratio - 1).abs() > self.cliprange).to(ratio),
+            "policy/approxkl": 0.5 * log_ratio**2,
+            "policy/ratio": ratio,
+        }
+        metrics = {name: masked_mean(per_token, mask, dim=1) for name, per_token in tokens.items()}
+        loss = masked_mean(policy + self.vf_coef * value, mask, dim=1)
+        return Loss(loss, batch.sequences.lengths.to(loss), metrics)
+
+    def check_start(self, models: Models, batch: Rollouts) -> None:
+        slack = tolerance(models, batch.sequences.lengths)
+        drift = (batch.logps - batch.ref_logps).sum(1).abs().max()
+        require_equal("the KL of every sample", float(drift), 0.0, slack)
+        with torch.no_grad():
+            ratio = (models.policy_logps(batch.sequences)[0] - batch.logps).exp()
+        furthest = (ratio - 1).abs()[batch.sequences.mask].max()
+        require_equal("the largest |ratio - 1| of PPO", float(furthest), 0.0, slack)
+
+
+def state_values(critic: ScalarHead, sequences: Sequences) -> Tensor:
+    """[B, T] the critic before each completion token, 0 elsewhere: the head reads one column earlier."""
+    values = critic(sequences.ids, sequences.attention_mask, sequences.position_ids)
+    before = torch.nn.functional.pad(values[:, :-1], (1, 0))
+    return torch.where(sequences.mask, before, torch.zeros_like(before))
+
+
+def after_eos_rule(scores: Tensor, finished: Tensor, rule: str, penalty: float | None) -> Tensor:
+    """[B] scores once the rule for answers without EOS is applied."""
+    if rule == "none":
+        return scores
+    cut = scores - penalty if rule == "subtract" else torch.full_like(scores, -penalty)
+    return torch.where(finished, scores, cut)
+
+
+def explained_variance(returns: Tensor, values: Tensor) -> float:
+    """1 - Var(returns - values) / Var(returns): 1 for a perfect critic, 0 for a constant one, and worse below."""
+    return float(1 - (returns - values).var() / returns.var().clamp(min=1e-12))

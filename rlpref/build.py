@@ -1,0 +1,215 @@
+"""From a plain configuration to the parts of a run: first every name is checked, then anything is built."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from rlpref import checkpoint
+from rlpref.algorithms import Algorithm, make_algorithm
+from rlpref.binding import ConfigError, bind, choose, did_you_mean
+from rlpref.data.context import DataContext
+from rlpref.data.preferences import PreferenceData, make_data
+from rlpref.data.sources import SOURCES
+from rlpref.models.bundle import Models
+from rlpref.models.gguf import cache_dir, smollm2_135m
+from rlpref.models.heads import ScalarHead, critic_from, scalar_model
+from rlpref.models.llama2c import stories260k
+from rlpref.models.lm import hf
+from rlpref.models.reference import freeze
+from rlpref.rewards.gold import VaderScorer
+from rlpref.rewards.learned import LearnedReward
+from rlpref.testbed.models import TESTBED_MODELS
+from rlpref.testbed.task import Testbed, TestbedScorer, make_testbed
+from rlpref.trainer import OptimizerSettings, TrainingSettings
+
+LANGUAGE_MODELS = {"hf": hf, "smollm2_135m": smollm2_135m, "stories260k": stories260k}
+MODELS = TESTBED_MODELS | LANGUAGE_MODELS
+SECTIONS = (
+    "algorithm model data reward evaluation optimizer logger beta temperature seed init testbed training device threads"
+).split()
+DATA_KEYS = ("source", "seed", "gold", "max_prompt_length", "max_completion_length", "test_fraction")
+
+
+@dataclass
+class Checked:
+    """A configuration whose every name is known and used."""
+
+    algorithm: Algorithm
+    model: Any  # what builds the model, settings bound
+    evaluation: tuple[int, dict]
+    training: TrainingSettings
+    optimizer: OptimizerSettings
+    logger: dict
+
+
+@dataclass
+class Parts:
+    models: Models
+    data: PreferenceData
+    task: Testbed | None
+    model_card: dict
+
+
+def check(config: dict, overridden: tuple[str, ...] = ()) -> Checked:
+    """Binds every setting to what will use it. Raises ConfigError for the first that nothing uses."""
+    for key in config:
+        if key not in SECTIONS:
+            raise ConfigError(f"'{key}' is no setting of a run.{did_you_mean(key, SECTIONS)} Known: {', '.join(SECTIONS)}.")
+    for key in SECTIONS:
+        if key not in config:
+            raise ConfigError(f"the configuration lacks '{key}'.")
+    _refuse_unread(config, overridden)
+    algorithm = dict(config["algorithm"])
+    made = make_algorithm(algorithm.pop("kind"), algorithm, algorithm.pop("name"))
+    model = {key: value for key, value in config["model"].items() if key not in ("kind", "lr")}
+    kind = config["model"]["kind"]
+    builder = bind(choose(MODELS, kind, "model.kind"), model, f"model '{kind}'", int(kind in TESTBED_MODELS))
+    data = dict(config["data"])
+    for key in DATA_KEYS:
+        if key not in data:
+            raise ConfigError(f"data needs '{key}'.")
+    source = choose(SOURCES, data["source"], "data.source")
+    bind(source, _source_settings(data), f"data source '{data['source']}'", 1)
+    choose(GOLD, str(data["gold"]), "data.gold")
+    _check_reward(config, made)
+    evaluation = dict(bind(_evaluation, config["evaluation"], "evaluation").keywords)
+    return Checked(
+        made,
+        builder,
+        (evaluation.pop("times"), evaluation),
+        bind(TrainingSettings, config["training"], "training")(),
+        bind(OptimizerSettings, config["optimizer"], "optimizer")(),
+        dict(bind(_logger, config["logger"], "logger").keywords),
+    )
+
+
+def _evaluation(times: int, prompts: int, k: int, pairs: int, samples: int): ...
+
+
+def _logger(mode: str, project: str): ...
+
+
+def _refuse_unread(config: dict, overridden: tuple[str, ...]) -> None:
+    """A key set by hand that this run does not read is refused, not ignored."""
+    name, kind = config["algorithm"].get("name"), config["model"].get("kind")
+    if "beta" in overridden and not _reads_beta(config["algorithm"]):
+        raise ConfigError(f"algorithm '{name}' does not use 'beta'.")
+    unread = [key for key in overridden if key.startswith("testbed.")]
+    if unread and kind not in TESTBED_MODELS:
+        raise ConfigError(f"model '{kind}' does not use '{unread[0]}': that is for model=tabular and model=tiny.")
+
+
+def _reads_beta(algorithm: dict) -> bool:
+    settings = algorithm | (algorithm.get("loss") or {})
+    return "beta" in settings or "tau" in settings
+
+
+def _source_settings(data: dict) -> dict:
+    return {key: value for key, value in data.items() if key not in DATA_KEYS}
+
+
+def _check_reward(config: dict, algorithm: Algorithm) -> None:
+    reward, gold = config["reward"], config["data"]["gold"]
+    choose({"gold": 0, "learned": 0, "none": 0}, reward["kind"], "reward.kind")
+    unknown = [key for key in reward if key not in ("kind", "path")]
+    if unknown or ("path" in reward) != (reward["kind"] == "learned"):
+        raise ConfigError(f"reward '{reward['kind']}' takes {'path' if reward['kind'] == 'learned' else 'nothing'}; got {reward}.")
+    if algorithm.needs_reward and (reward["kind"] == "none" or (reward["kind"] == "gold" and gold is None)):
+        raise ConfigError(
+            f"algorithm '{config['algorithm']['name']}' scores answers, but there is no reward: data source "
+            f"'{config['data']['source']}' has no gold scorer. Set reward=learned reward.path=<run of reward_model>."
+        )
+    if reward["kind"] == "learned" and not (Path(reward["path"]) / "checkpoints").exists():
+        raise ConfigError(f"reward.path '{reward['path']}' is no run folder with checkpoints.")
+
+
+GOLD = {
+    "testbed": lambda task, tokenizer: TestbedScorer(task),
+    "vader": lambda task, tokenizer: VaderScorer(tokenizer),
+    "None": lambda task, tokenizer: None,
+}
+
+
+def build(config: dict, checked: Checked) -> Parts:
+    """Model, reference, scorers and data of a checked configuration."""
+    kind, data = config["model"]["kind"], config["data"]
+    task = make_testbed(**config["testbed"]) if kind in TESTBED_MODELS else None
+    loaded = checked.model(task) if task else checked.model()
+    device = _device(config["device"])
+    policy = loaded.policy.to(device).eval()
+    if config["init"]:
+        checkpoint.load_weights(policy, _weights(config["init"], "policy"))
+    gold = choose(GOLD, str(data["gold"]), "data.gold")(task, loaded.tokenizer)
+    reference = freeze(policy)
+    context = DataContext(
+        tokenizer=loaded.tokenizer,
+        model=policy,
+        task=task,
+        gold=gold,
+        seed=data["seed"],
+        test_fraction=data["test_fraction"],
+        max_prompt_length=data["max_prompt_length"],
+        max_completion_length=data["max_completion_length"],
+        temperature=config["temperature"],
+        device=device,
+        cache=cache_dir(),
+    )
+    preferences = make_data(_source_settings(data), context, data["source"])
+    models = Models(
+        policy=policy,
+        ref=reference,
+        initial=reference,
+        tokenizer=loaded.tokenizer,
+        eos_token_id=loaded.tokenizer.eos_token_id,
+        temperature=config["temperature"],
+        max_new_tokens=data["max_completion_length"],
+        chunk=config["training"]["chunk"],
+        gold=gold,
+    )
+    _add_scalar_models(config, checked, models)
+    return Parts(models, preferences, task, loaded.card)
+
+
+def _add_scalar_models(config: dict, checked: Checked, models: Models) -> None:
+    """Reward model and critic where the run needs them; a critic starts as the learned reward if there is one."""
+    lora, trains = config["model"].get("lora"), checked.algorithm.trains
+    generator = torch.Generator().manual_seed(config["seed"])
+    models.reward = models.gold if config["reward"]["kind"] == "gold" else None
+    learned = None
+    if config["reward"]["kind"] == "learned":
+        learned = _load_reward_model(config, models, scalar_model(models.policy, lora, generator))
+        models.reward = LearnedReward(learned.requires_grad_(False), models.chunk)
+    if "reward_model" in trains:
+        models.reward_model = scalar_model(models.policy, lora, generator).to(models.device)
+    if "critic" in trains:
+        models.critic = critic_from(learned) if learned else scalar_model(models.policy, lora, generator)
+        models.critic.to(models.device)
+
+
+def _load_reward_model(config: dict, models: Models, empty: ScalarHead) -> ScalarHead:
+    path = Path(config["reward"]["path"])
+    trained_on = yaml.safe_load((path / "config.yaml").read_text())
+    for section in ("model", "testbed", "init"):
+        if trained_on[section] != config[section]:
+            raise ConfigError(f"reward.path '{path}' was trained with another '{section}': {trained_on[section]}.")
+    checkpoint.load_weights(empty, _weights(path, "reward_model"))
+    return empty.to(models.device)
+
+
+def _weights(run_folder: str | os.PathLike, name: str) -> Path:
+    path, _ = checkpoint.latest(Path(run_folder) / "checkpoints")
+    if path is None or not (path / f"{name}.safetensors").exists():
+        raise ConfigError(f"run folder '{run_folder}' has no trained {name}.")
+    return path / f"{name}.safetensors"
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)

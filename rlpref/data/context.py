@@ -1,0 +1,66 @@
+"""What a data source is given, what it returns, and the split by prompt group."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from rlpref.binding import ConfigError
+from rlpref.data.rows import Row
+from rlpref.rewards.scorer import Scorer
+
+
+@dataclass
+class DataContext:
+    """All that a source may need from the rest of a run. Lengths are in tokens; `seed` is `data.seed`."""
+
+    tokenizer: Any  # Hugging Face fast tokenizer
+    model: nn.Module | None  # the reference language model
+    task: Any  # the exact task of the testbed, or None
+    gold: Scorer | None
+    seed: int
+    test_fraction: float
+    max_prompt_length: int
+    max_completion_length: int
+    temperature: float
+    device: torch.device | str
+    cache: Path
+
+
+@dataclass
+class RowSplit:
+    """Rows of a source. `skipped` counts bad rows, dropped ties and the like."""
+
+    train: list[Row]
+    test: list[Row]
+    skipped: int
+
+
+def split_by_group(rows: list[Row], test_fraction: float, seed: int) -> tuple[list[Row], list[Row]]:
+    """(train, test): each group goes whole to one side, by a hash of (seed, group) alone.
+
+    So a row's side depends neither on the order of the rows nor on which others there are, and the test
+    side holds about `test_fraction` of the groups. Raises ConfigError where a side stays empty.
+    """
+    if not 0 < test_fraction < 1:
+        raise ConfigError(f"data.test_fraction is {test_fraction}; it must lie between 0 and 1.")
+    train, test = [], []
+    for row in rows:
+        (test if _uniform(f"{seed}:{row.group}") < test_fraction else train).append(row)
+    if not train or not test:
+        side, groups = "test" if train else "train", len({row.group for row in rows})
+        raise ConfigError(
+            f"The split of {groups} prompt groups with data.test_fraction={test_fraction} leaves no {side} "
+            "rows: take another data.test_fraction or data.seed, or more prompts."
+        )
+    return train, test
+
+
+def _uniform(key: str) -> float:
+    """A number in [0, 1) that depends on `key` only, on every machine."""
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:6], "big") / 2**48

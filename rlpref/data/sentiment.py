@@ -1,0 +1,167 @@
+"""Controlled sentiment generation (Rafailov et al. 2023, section 6) on review openings of our own.
+
+The reference answers each opening k times, a gold scorer labels, best meets worst. The pairs are stored once
+and shared by every method and seed whose settings are the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+import torch
+
+from rlpref.binding import ConfigError
+from rlpref.data.context import DataContext, RowSplit, split_by_group
+from rlpref.data.rows import Row, rows_hash
+from rlpref.data.tokenise import encode_prompts, eos_id
+from rlpref.models.hashing import weights_hash
+from rlpref.rewards.scorer import completion_ids, completion_texts
+from rlpref.rollout.sampler import sample
+
+
+@dataclass
+class Answer:
+    """One sampled answer with its gold score; `finished` is False where the token budget cut it."""
+
+    text: str
+    score: float
+    finished: bool
+
+
+def sentiment(context: DataContext, k: int, pairs_per_prompt: int) -> RowSplit:
+    """Pairs of the reference's own answers to the openings, labelled by `context.gold`.
+
+    The i-th best of the k answers meets the i-th worst, for i up to `pairs_per_prompt`. Ties and answers
+    without text make no pair; `skipped` counts the pairs missing for these reasons. Raises ConfigError
+    without a gold scorer, and for k < 2 * pairs_per_prompt.
+    """
+    if context.gold is None:
+        raise ConfigError(
+            "The sentiment data are labelled by a gold scorer, and none is set: set reward.gold."
+        )
+    if pairs_per_prompt < 1 or k < 2 * pairs_per_prompt:
+        raise ConfigError(f"data.k is {k}: {pairs_per_prompt} pairs per prompt need at least twice as many.")
+    folder = context.cache / "sentiment" / _key(context, k, pairs_per_prompt)
+    if not folder.exists():
+        rows, skipped = _build(context, k, pairs_per_prompt)
+        store(folder, rows, {"skipped": skipped, "rows_hash": rows_hash(rows)})
+    rows, card = load(folder)
+    train, test = split_by_group(rows, context.test_fraction, context.seed)
+    return RowSplit(train, test, card["skipped"])
+
+
+def openings() -> list[str]:
+    """The review openings, one a line in openings.txt."""
+    return resources.files("rlpref.data").joinpath("openings.txt").read_text(encoding="utf-8").splitlines()
+
+
+def best_against_worst(opening: str, answers: list[Answer], pairs: int, prefix: str) -> list[Row]:
+    """Up to `pairs` rows of one opening, widest first; the scores of chosen and rejected always differ."""
+    ranked = sorted((a for a in answers if a.text.strip()), key=lambda answer: answer.score)
+    meetings = zip(reversed(ranked), ranked, range(min(pairs, len(ranked) // 2)))
+    return [
+        Row(
+            id=f"{prefix}-{index}",
+            prompt=opening,
+            chosen=best.text,
+            rejected=worst.text,
+            chosen_score=best.score,
+            rejected_score=worst.score,
+            chosen_finished=best.finished,
+            rejected_finished=worst.finished,
+        )
+        for best, worst, index in meetings
+        if best.score > worst.score
+    ]
+
+
+def store(folder: Path, rows: list[Row], card: dict) -> None:
+    """Writes rows and card under a temporary name, then renames: whole or not at all.
+
+    Where another process has built the same folder meanwhile, its copy stays.
+    """
+    from datasets import Dataset  # half a second to import
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    building = Path(tempfile.mkdtemp(prefix=f"{folder.name}.building-", dir=folder.parent))
+    try:
+        Dataset.from_list([vars(row) for row in rows]).save_to_disk(building / "pairs")
+        (building / "card.json").write_text(json.dumps(card, indent=1))
+        os.rename(building, folder)
+    except OSError:
+        if not folder.exists():
+            raise
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+
+
+def load(folder: Path) -> tuple[list[Row], dict]:
+    """Rows and card of a stored folder, checked against the hash in its card."""
+    from datasets import Dataset
+
+    card = json.loads((folder / "card.json").read_text())
+    rows = [Row(**record) for record in Dataset.load_from_disk(folder / "pairs")]
+    if rows_hash(rows) != card["rows_hash"]:
+        raise ConfigError(
+            f"{folder}: the pairs are not those that were stored: delete the folder to rebuild it."
+        )
+    return rows, card
+
+
+def _build(context: DataContext, k: int, pairs_per_prompt: int) -> tuple[list[Row], int]:
+    """(rows, number of pairs that ties and empty answers cost)."""
+    prompts = openings()
+    answers = _answers(context, prompts, k)
+    rows = [
+        row
+        for index, opening in enumerate(prompts)
+        for row in best_against_worst(opening, answers[index], pairs_per_prompt, f"sentiment-{index}")
+    ]
+    if not rows:
+        raise ConfigError(f"No pair: gold scorer '{context.gold.name}' ties all answers of every opening.")
+    return rows, len(prompts) * pairs_per_prompt - len(rows)
+
+
+def _answers(context: DataContext, prompts: list[str], k: int) -> list[list[Answer]]:
+    """k scored samples of the reference for each prompt."""
+    eos = eos_id(context.tokenizer)
+    samples = sample(
+        context.model,
+        encode_prompts(prompts, context.tokenizer, context.max_prompt_length).to(context.device),
+        k=k,
+        max_new_tokens=context.max_completion_length,
+        temperature=context.temperature,
+        eos_token_id=eos,
+        generator=torch.Generator(device=context.device).manual_seed(context.seed),
+    )
+    texts = completion_texts(context.tokenizer, samples.sequences)
+    scores = context.gold(samples.sequences).tolist()
+    finished = [ids[-1:] == [eos] for ids in completion_ids(samples.sequences)]
+    answers: list[list[Answer]] = [[] for _ in prompts]
+    for prompt, answer in zip(samples.prompt.tolist(), map(Answer, texts, scores, finished)):
+        answers[prompt].append(answer)
+    return answers
+
+
+def _key(context: DataContext, k: int, pairs_per_prompt: int) -> str:
+    """Hash of all that decides the pairs."""
+    parts = {
+        "openings": openings(),
+        "weights": weights_hash(context.model),
+        "vocabulary": sorted(context.tokenizer.get_vocab().items()),
+        "k": k,
+        "pairs_per_prompt": pairs_per_prompt,
+        "temperature": context.temperature,
+        "max_prompt_length": context.max_prompt_length,
+        "max_completion_length": context.max_completion_length,
+        "seed": context.seed,
+        "gold": context.gold.name,
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]

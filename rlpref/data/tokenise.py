@@ -1,0 +1,235 @@
+"""Text to token ids: prompts and answers are encoded apart, so prompt ids are a prefix of both sequences.
+
+Special tokens: one BOS where the tokenizer adds one (or the chat template writes it), one EOS at the end of a
+finished answer, and that EOS is trained.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+from jinja2 import TemplateError
+from torch import Tensor
+
+from rlpref.binding import ConfigError
+from rlpref.data.formats import dialogue_text
+from rlpref.data.rows import Row, prompt_key
+from rlpref.types import Pairs, Prompts, Sequences
+
+
+@dataclass
+class TokenCounts:
+    """What tokenisation cut, in prompts (one a row) and in completions (two a row)."""
+
+    prompts: int
+    prompts_truncated: int
+    completions: int
+    completions_truncated: int
+    completions_without_eos: int  # truncated, unfinished, or filling the whole length
+    pairs_identical: int  # both answers have the same ids after truncation
+
+
+def encode_prompt(tokenizer, prompt: str | list[dict]) -> list[int]:
+    """Ids of a prompt: see `encode_prompt_batch`."""
+    return encode_prompt_batch(tokenizer, [prompt])[0]
+
+
+def encode_prompt_batch(tokenizer, prompts: list[str | list[dict]]) -> list[list[int]]:
+    """Ids of each prompt, without EOS.
+
+    Text: one BOS if the tokenizer adds one. Chat turns: the tokenizer's chat template with the generation
+    prompt, whose special tokens are the template's own; without a template the plain
+    "\\n\\nHuman: ...\\n\\nAssistant:" text. Raises ConfigError for a prompt of no tokens.
+    """
+    bos = added_bos(tokenizer)
+    templated = [isinstance(prompt, list) and bool(tokenizer.chat_template) for prompt in prompts]
+    encoded = _ids(tokenizer, [_prompt_text(tokenizer, prompt) for prompt in prompts])
+    for index, ids in enumerate(encoded):
+        if not templated[index]:
+            encoded[index] = ids = bos + _without_leading(ids, bos)
+        if not ids:
+            raise ConfigError(
+                f"The prompt {prompts[index]!r} has no tokens: give it text the tokenizer knows."
+            )
+    return encoded
+
+
+def encode_completion(tokenizer, text: str, finished: bool, max_length: int) -> list[int]:
+    """Ids of an answer, at most `max_length`, with one EOS at the end if it is finished and there is room.
+
+    An answer longer than `max_length` is cut, and one that fills it exactly has no EOS either: a sampler with
+    that budget would not have drawn one. EOS tokens that the text itself spells at its end are not doubled;
+    one in the middle is refused, because sampling would have stopped there.
+    """
+    eos = eos_id(tokenizer)
+    return _completion(*_spelt_end(_ids(tokenizer, [text])[0], eos), eos, finished, max_length, repr(text))
+
+
+def encode_pairs(
+    rows: list[Row], tokenizer, max_prompt_length: int, max_completion_length: int
+) -> tuple[Pairs, dict]:
+    """Pairs padded on the right with the prompt's ids first in both, and the fields of TokenCounts as a dict.
+
+    A prompt longer than `max_prompt_length` keeps its last tokens (and its BOS). Scores become tensors [B]
+    if all rows have them. Raises ConfigError, naming the row, for an answer of no tokens.
+    """
+    unique = {prompt_key(row.prompt): row.prompt for row in rows}
+    prompts = dict(zip(unique, encode_prompt_batch(tokenizer, list(unique.values()))))
+    bos = added_bos(tokenizer)
+    kept = {key: cut_prompt(ids, max_prompt_length, bos) for key, ids in prompts.items()}
+    keys = [prompt_key(row.prompt) for row in rows]
+    prompt_ids = [kept[key] for key in keys]
+    chosen, chosen_cut = _completions(rows, "chosen", tokenizer, max_completion_length)
+    rejected, rejected_cut = _completions(rows, "rejected", tokenizer, max_completion_length)
+    eos = eos_id(tokenizer)
+    counts = TokenCounts(
+        prompts=len(rows),
+        prompts_truncated=sum(len(prompts[key]) > max_prompt_length for key in keys),
+        completions=2 * len(rows),
+        completions_truncated=chosen_cut + rejected_cut,
+        completions_without_eos=sum(ids[-1] != eos for ids in chosen + rejected),
+        pairs_identical=sum(one == other for one, other in zip(chosen, rejected)),
+    )
+    pairs = Pairs(
+        chosen=pad_sequences(prompt_ids, chosen),
+        rejected=pad_sequences(prompt_ids, rejected),
+        chosen_score=_scores([row.chosen_score for row in rows]),
+        rejected_score=_scores([row.rejected_score for row in rows]),
+    )
+    return pairs, asdict(counts)
+
+
+def encode_prompts(prompts: list[str | list[dict]], tokenizer, max_prompt_length: int) -> Prompts:
+    """Prompts padded on the left, cut as in `encode_pairs`."""
+    bos = added_bos(tokenizer)
+    encoded = [cut_prompt(ids, max_prompt_length, bos) for ids in encode_prompt_batch(tokenizer, prompts)]
+    ids, real = _pad_right([row[::-1] for row in encoded])
+    return Prompts(ids=ids.flip(1), attention_mask=real.flip(1))
+
+
+def pad_sequences(prompts: list[list[int]], completions: list[list[int]]) -> Sequences:
+    """Sequences [B, T] padded with 0 on the right; `mask` marks the completion."""
+    ids, real = _pad_right([prompt + completion for prompt, completion in zip(prompts, completions)])
+    prompt_lengths = torch.tensor([len(prompt) for prompt in prompts], dtype=torch.long)
+    after_prompt = torch.arange(ids.shape[1]) >= prompt_lengths[:, None]
+    return Sequences(ids=ids, attention_mask=real, mask=real & after_prompt)
+
+
+def cut_prompt(ids: list[int], max_length: int, bos: list[int]) -> list[int]:
+    """The last `max_length` ids, the first of them the BOS if the whole prompt began with `bos`."""
+    if len(ids) <= max_length:
+        return ids
+    head = bos if ids[: len(bos)] == bos else []
+    if max_length <= len(head):
+        raise ConfigError(f"max_prompt_length is {max_length}, too short for a prompt of {len(ids)} tokens.")
+    return head + ids[len(ids) - max_length + len(head) :]
+
+
+def added_bos(tokenizer) -> list[int]:
+    """[BOS] if the tokenizer puts one before a text, else []."""
+    bos = tokenizer.bos_token_id
+    return [bos] if bos is not None and tokenizer("")["input_ids"][:1] == [bos] else []
+
+
+def eos_id(tokenizer) -> int:
+    """The id that ends an answer; ConfigError where the tokenizer has none."""
+    if tokenizer.eos_token_id is None:
+        raise ConfigError(
+            "The tokenizer has no EOS token: set tokenizer.eos_token to the one that ends answers."
+        )
+    return tokenizer.eos_token_id
+
+
+def _prompt_text(tokenizer, prompt: str | list[dict]) -> str:
+    if isinstance(prompt, str):
+        return prompt
+    if not tokenizer.chat_template:
+        return dialogue_text(prompt)
+    try:
+        return tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
+    except TemplateError as error:
+        raise ConfigError(f"The chat template refuses the prompt {prompt!r}: {error}") from error
+
+
+def _answer_texts(rows: list[Row], side: str, tokenizer) -> list[str]:
+    """Answers as they are; in plain dialogues ("Assistant: answer") the blank opens the answer's first word,
+    as a model would sample it, unless the tokenizer puts it there itself."""
+    texts = [getattr(row, side) for row in rows]
+    if tokenizer.chat_template or _opens_words(tokenizer):
+        return texts
+    plain = [isinstance(row.prompt, list) and not text[:1].isspace() for row, text in zip(rows, texts)]
+    return [" " * add + text for add, text in zip(plain, texts)]
+
+
+def _opens_words(tokenizer) -> bool:
+    """Whether the tokenizer puts a blank before every text, as SentencePiece models do."""
+    return tokenizer.convert_ids_to_tokens(_ids(tokenizer, ["a"])[0])[0].startswith(("▁", "Ġ"))
+
+
+def _completions(rows: list[Row], side: str, tokenizer, max_length: int) -> tuple[list[list[int]], int]:
+    """Ids of one side's answers and how many were longer than `max_length`."""
+    texts, eos = _answer_texts(rows, side, tokenizer), eos_id(tokenizer)
+    unique = list(dict.fromkeys(texts))
+    spelt = {text: _spelt_end(ids, eos) for text, ids in zip(unique, _ids(tokenizer, unique))}
+    encoded = [
+        _completion(
+            *spelt[text], eos, getattr(row, f"{side}_finished"), max_length, f"row '{row.id}' ({side})"
+        )
+        for text, row in zip(texts, rows)
+    ]
+    return encoded, sum(len(spelt[text][0]) > max_length for text in texts)
+
+
+def _spelt_end(ids: list[int], eos: int) -> tuple[list[int], bool]:
+    """`ids` without the EOS tokens that the text itself spells at its end, and whether there were any."""
+    end = len(ids)
+    while end and ids[end - 1] == eos:
+        end -= 1
+    return ids[:end], end < len(ids)
+
+
+def _completion(
+    ids: list[int], ended: bool, eos: int, finished: bool, max_length: int, what: str
+) -> list[int]:
+    if max_length < 1:
+        raise ConfigError(f"max_completion_length is {max_length}; it must be at least 1.")
+    if eos in ids:
+        raise ConfigError(
+            f"The answer of {what} has an EOS token in its middle: remove it or split the answer."
+        )
+    ids = (ids + [eos] * (finished or ended))[:max_length]
+    if not ids:
+        raise ConfigError(f"The answer of {what} has no tokens: remove it, there is nothing to score.")
+    return ids
+
+
+def _ids(tokenizer, texts: list[str]) -> list[list[int]]:
+    """Ids of each text alone, without special tokens."""
+    if not texts:
+        return []
+    encoded = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
+    return encoded["input_ids"]
+
+
+def _without_leading(ids: list[int], bos: list[int]) -> list[int]:
+    """`ids` without the BOS tokens that the text itself spells at its start."""
+    start = 0
+    while bos and ids[start : start + 1] == bos:
+        start += 1
+    return ids[start:]
+
+
+def _pad_right(rows: list[list[int]]) -> tuple[Tensor, Tensor]:
+    """ids [B, T] padded with 0, and the mask of the real tokens [B, T]."""
+    lengths = np.array([len(row) for row in rows], dtype=np.int64)
+    real = np.arange(lengths.max(initial=0)) < lengths[:, None]
+    ids = np.zeros(real.shape, dtype=np.int64)
+    ids[real] = np.concatenate([np.asarray(row, dtype=np.int64) for row in rows]) if rows else []
+    return torch.from_numpy(ids), torch.from_numpy(real)
+
+
+def _scores(values: list[float | None]) -> Tensor | None:
+    """[B] fp32, or None unless every row has a score."""
+    return None if not values or None in values else torch.tensor(values, dtype=torch.float32)

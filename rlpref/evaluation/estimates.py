@@ -1,0 +1,35 @@
+"""Small statistics of the evaluator: means with standard errors, win rates, diversity."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def mean_and_se(values: Tensor, all_prompts: bool) -> tuple[float, float]:
+    """Mean of [prompts, k] values and its standard error.
+
+    Prompts are a sample from many, so the error is that between prompts; with `all_prompts` they are all
+    there are (testbed), and only the answers are random: the error is that within prompts.
+    """
+    values = values.double()
+    prompts, k = values.shape
+    if all_prompts:
+        se = (values.var(1) / k).sum().sqrt() / prompts if k > 1 else torch.tensor(0.0)
+    else:
+        se = values.mean(1).std() / prompts**0.5 if prompts > 1 else torch.tensor(0.0)
+    return float(values.mean()), float(se)
+
+
+def wins(rewards: Tensor, opponent: Tensor) -> tuple[Tensor, float]:
+    """(win rate [prompts, k] of each answer against all k' answers of the opponent to the same prompt, a tie
+    counting one half; share of ties). Arguments are [prompts, k] and [prompts, k']."""
+    difference = rewards[:, :, None] - opponent[:, None, :]
+    ties = (difference == 0).double()
+    return ((difference > 0).double() + 0.5 * ties).mean(2), float(ties.mean())
+
+
+def distinct_n(answers: list[list[int]], n: int) -> float:
+    """Share of different n-grams among all n-grams of the answers. Li et al. 2016 (1510.03055)."""
+    grams = [tuple(answer[i : i + n]) for answer in answers for i in range(len(answer) - n + 1)]
+    return len(set(grams)) / len(grams) if grams else 0.0

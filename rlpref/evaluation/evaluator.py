@@ -1,0 +1,140 @@
+"""The one evaluator: the same held-out prompts, sampler and measures for every method."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from rlpref.data.preferences import PreferenceData
+from rlpref.evaluation.estimates import distinct_n, mean_and_se, wins
+from rlpref.evaluation.exact import ExactEvaluator
+from rlpref.models.bundle import Models, in_chunks
+from rlpref.rewards.learned import answer_scores
+from rlpref.rewards.scorer import completion_ids, completion_texts
+from rlpref.rollout.sampler import ends_with_eos, sample
+from rlpref.types import Pairs, Prompts, Samples
+
+
+@dataclass
+class Evaluator:
+    """Calling it at a step gives one row of metrics and a few samples as text."""
+
+    models: Models
+    data: PreferenceData
+    exact: ExactEvaluator | None
+    trains: tuple[str, ...]  # what the run trains: an untrained policy is not evaluated again
+    prompts: int
+    k: int
+    pairs: int
+    samples: int
+    seed: int
+    _reference: dict = field(default_factory=dict)  # computed once: the reference does not change
+
+    def __call__(self, step: int) -> tuple[dict[str, float], list[dict]]:
+        row, texts = {}, []
+        pairs = self.data.test[: self.pairs].to(self.models.device)
+        if "policy" in self.trains:
+            sampled, texts = self._sampled(step)
+            row = sampled | self._preferences(pairs)
+        if "reward_model" in self.trains:
+            row |= self._reward_model(pairs)
+        if self.exact:
+            row |= self.exact(self.models)
+        return row, texts
+
+    def _draw(self, model, prompts: Prompts, seed: int) -> Samples:
+        """Answers with the same random numbers at every evaluation: what moves is the policy."""
+        generator = torch.Generator(self.models.device).manual_seed(seed)
+        m = self.models
+        return sample(
+            model, prompts, self.k, m.max_new_tokens, m.temperature, m.eos_token_id, generator, m.chunk
+        )
+
+    def _sampled(self, step: int) -> tuple[dict[str, float], list[dict]]:
+        m, all_prompts = self.models, self.exact is not None
+        prompts = self.data.test_prompts[: self.prompts].to(m.device)
+        samples = self._draw(m.policy, prompts, seed=1_000_003 + self.seed)
+        compared = m.compare_with_initial(samples.sequences)
+        per_prompt = (len(prompts), self.k)
+        answers = completion_ids(samples.sequences)
+
+        def put(name: str, values: Tensor) -> None:
+            row[f"eval/{name}"], row[f"eval/{name}_se"] = mean_and_se(values.view(per_prompt), all_prompts)
+
+        row: dict[str, float] = {}
+        put("kl", compared.kl.sum(1))
+        put("kl_mc", (compared.logps - compared.ref_logps).sum(1))
+        put("entropy", compared.entropy.sum(1))
+        put("length", samples.sequences.lengths)
+        row["eval/eos_rate"] = float(ends_with_eos(samples.sequences, m.eos_token_id).double().mean())
+        row |= {f"eval/distinct_{n}": distinct_n(answers, n) for n in (1, 2)}
+        if m.reward is not None and m.reward is not m.gold:
+            put("proxy_reward", m.reward(samples.sequences))
+        if m.gold is None:
+            return row, self._texts(step, samples, None)
+        rewards = m.gold(samples.sequences)
+        ref_samples, ref_rewards = self._reference_answers(prompts)
+        put("reward", rewards)
+        put("ref_reward", ref_rewards)
+        won, row["eval/ties"] = wins(rewards.view(per_prompt), ref_rewards.view(per_prompt))
+        put("win_rate", won)
+        return row, self._texts(step, samples, rewards, ref_samples, ref_rewards)
+
+    def _reference_answers(self, prompts: Prompts) -> tuple[Samples, Tensor]:
+        """Its random numbers differ from the policy's: else identical policies would tie on every answer."""
+        if "answers" not in self._reference:
+            with self.models.initial.active() as ref:
+                samples = self._draw(ref, prompts, seed=2_000_003 + self.seed)
+            self._reference["answers"] = samples, self.models.gold(samples.sequences)
+        return self._reference["answers"]
+
+    def _texts(self, step: int, samples: Samples, rewards, ref_samples=None, ref_rewards=None) -> list[dict]:
+        """The first answer to each of the first few prompts, beside the reference's."""
+        first = torch.arange(min(self.samples, len(samples) // self.k), device=samples.prompt.device) * self.k
+        tokenizer, chosen = self.models.tokenizer, samples.sequences[first]
+        prompt_only = chosen.attention_mask & ~chosen.mask
+        prompts = [ids[kept].tolist() for ids, kept in zip(chosen.ids.cpu(), prompt_only.cpu())]
+        rows = [
+            {"step": step, "prompt": prompt, "answer": answer}
+            for prompt, answer in zip(tokenizer.batch_decode(prompts), completion_texts(tokenizer, chosen))
+        ]
+        if rewards is not None:
+            ref_texts = completion_texts(tokenizer, ref_samples.sequences[first])
+            for i, row in enumerate(rows):
+                at = int(first[i])
+                row |= {"reward": float(rewards[at]), "ref_answer": ref_texts[i], "ref_reward": float(ref_rewards[at])}
+        return rows
+
+    def _preferences(self, pairs: Pairs) -> dict[str, float]:
+        """Accuracy of the implicit reward log policy/ref on held-out pairs, a tie counting one half."""
+        m = self.models
+        if "pairs" not in self._reference:
+            self._reference["pairs"] = [
+                m.ref_logps(side, m.initial).sum(1) for side in (pairs.chosen, pairs.rejected)
+            ]
+        ref_chosen, ref_rejected = self._reference["pairs"]
+        chosen, rejected = (
+            in_chunks(lambda part: m.policy_logps(part)[0].sum(1), side, m.chunk)
+            for side in (pairs.chosen, pairs.rejected)
+        )
+        margins = (chosen - ref_chosen) - (rejected - ref_rejected)
+        return {
+            **_accuracy("eval/accuracy", margins),
+            "eval/logps/chosen": float(chosen.double().mean()),
+            "eval/logps/rejected": float(rejected.double().mean()),
+        }
+
+    def _reward_model(self, pairs: Pairs) -> dict[str, float]:
+        chosen, rejected = (
+            in_chunks(lambda part: answer_scores(self.models.reward_model, part), side, self.models.chunk)
+            for side in (pairs.chosen, pairs.rejected)
+        )
+        return _accuracy("eval/reward_model/accuracy", chosen - rejected)
+
+
+def _accuracy(name: str, margins: Tensor) -> dict[str, float]:
+    right = (margins > 0).double() + 0.5 * (margins == 0).double()
+    value, se = mean_and_se(right[:, None], all_prompts=False)
+    return {name: value, f"{name}_se": se}

@@ -1,0 +1,52 @@
+"""The evaluator's exact values, on models whose answers can be enumerated."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rlpref.models.bundle import Models
+from rlpref.testbed import exact
+from rlpref.testbed.task import Testbed, conditionals
+
+
+@dataclass
+class ExactEvaluator:
+    """Holds the enumerated reference of a run; calling it enumerates the policy."""
+
+    task: Testbed
+    ref: Tensor  # conditionals of the initial reference
+    beta: float | None  # None: the run optimises no KL-regularised objective, so it has no regret
+
+    def __call__(self, models: Models) -> dict[str, float]:
+        """Mean over prompts of reward, KL to the initial reference, regret, gap to the frontier, ..."""
+        task, rewards = self.task, self.task.rewards
+        with torch.no_grad():
+            policy = conditionals(task, models.policy, models.temperature).cpu()
+        reward = float(exact.expectation(task, policy, rewards).mean())
+        kl = float(exact.sequence_kl(task, policy, self.ref).mean())
+        row = {
+            "exact/reward": reward,
+            "exact/kl": kl,
+            "exact/reverse_kl": float(exact.sequence_kl(task, self.ref, policy).mean()),
+            "exact/gap": exact.frontier_reward(task, self.ref, rewards, kl) - reward,
+            "exact/entropy": float(exact.entropy(task, policy).mean()),
+            "exact/length": float(exact.expectation(task, policy, self._lengths()).mean()),
+        }
+        if self.beta is not None:
+            row["exact/regret"] = exact.regret(task, policy, self.ref, rewards, self.beta)
+        return row
+
+    def _lengths(self) -> Tensor:
+        """Tokens of each finished answer, EOS included."""
+        return (self.task.depth[:, None] + 1).double().expand(self.task.ends.shape)
+
+    def frontier(self) -> dict[str, list[float]]:
+        return exact.frontier(self.task, self.ref, self.task.rewards)
+
+
+def make_exact(task: Testbed, models: Models, beta: float | None) -> ExactEvaluator:
+    with models.initial.active() as ref:
+        return ExactEvaluator(task, conditionals(task, ref, models.temperature).cpu(), beta)

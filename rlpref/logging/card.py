@@ -1,0 +1,44 @@
+"""The run card: what one needs to know to trust or repeat a run."""
+
+from __future__ import annotations
+
+import platform
+import resource
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+PACKAGES = ["torch", "transformers", "datasets", "hydra-core", "wandb", "peft", "einops", "safetensors", "numpy"]
+
+
+def environment() -> dict:
+    """Versions, commit, device and threads."""
+    return {
+        "rlpref": version("rlpref"),
+        "python": platform.python_version(),
+        "packages": {name: version(name) for name in PACKAGES},
+        "platform": platform.platform(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        **_git(),
+    }
+
+
+def _git() -> dict:
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():
+        return {"git_commit": None, "git_dirty": None}
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True).stdout.strip()
+
+    return {"git_commit": git("rev-parse", "HEAD"), "git_dirty": bool(git("status", "--porcelain", "-uno"))}
+
+
+def peak_memory_mb() -> float:
+    """Peak resident memory of this process in MiB (over all jobs that share it)."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / (1024 * 1024 if sys.platform == "darwin" else 1024), 1)

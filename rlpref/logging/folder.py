@@ -1,0 +1,93 @@
+"""The run folder: what a run leaves behind, and all that resume and the report read."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """The whole text under that name, or what stood there before; never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_atomically(path, json.dumps(value, indent=2, default=str) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+class RunFolder:
+    """metrics.jsonl (the truth, one row per logged step), samples.jsonl, config.yaml, run.json, status.json,
+    frontier.json, summary.json (written last) and checkpoints/."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        path.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    def log(self, row: dict[str, float | int]) -> None:
+        """One row of metrics, on disk when this returns. A number that is not finite is a failed run."""
+        for key, value in row.items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise FloatingPointError(f"metric '{key}' is {value} at step {row.get('step')}")
+        self._append("metrics.jsonl", [row])
+
+    def log_samples(self, rows: list[dict]) -> None:
+        self._append("samples.jsonl", rows)
+
+    def _append(self, name: str, rows: list[dict]) -> None:
+        with open(self.path / name, "a", encoding="utf-8") as file:
+            file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+    def rows(self) -> dict[str, int]:
+        """How many rows each log has: a checkpoint keeps them, so that a resumed run repeats none."""
+        return {name: len(_lines(self.path / name)) for name in ("metrics.jsonl", "samples.jsonl")}
+
+    def cut_back(self, rows: dict[str, int]) -> None:
+        """Drops the rows that were logged after a checkpoint was made."""
+        for name, count in rows.items():
+            lines = _lines(self.path / name)
+            if len(lines) > count:
+                write_atomically(self.path / name, "".join(lines[:count]))
+
+    def clear_logs(self) -> None:
+        """A run that starts anew keeps nothing of an earlier one in this folder."""
+        for name in ("metrics.jsonl", "samples.jsonl", "summary.json"):
+            (self.path / name).unlink(missing_ok=True)
+
+    def set_status(self, status: str, config_hash: str, error: str | None = None) -> None:
+        """running | done | failed | interrupted."""
+        write_json(
+            self.path / "status.json",
+            {"status": status, "error": error, "config_hash": config_hash, "pid": os.getpid()},
+        )
+
+    def status(self) -> dict:
+        path = self.path / "status.json"
+        return read_json(path) if path.exists() else {}
+
+
+def _lines(path: Path) -> list[str]:
+    if not path.exists():
+        return []
+    return [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]

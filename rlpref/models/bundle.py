@@ -1,0 +1,69 @@
+"""Everything an algorithm works with, in one place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rlpref.models.heads import ScalarHead
+from rlpref.models.reference import Reference
+from rlpref.ops.logps import Comparison, compare, completion_logits, token_logps
+from rlpref.types import Sequences, TensorBatch, cat
+
+
+@dataclass
+class Models:
+    """The policy and its company. The policy is softmax(logits / temperature), everywhere."""
+
+    policy: nn.Module
+    ref: Reference  # what losses and penalties compare the policy with; an algorithm may move it
+    initial: Reference  # the policy as it was before training: what the evaluator measures KL from
+    tokenizer: Any
+    eos_token_id: int
+    temperature: float
+    max_new_tokens: int
+    chunk: int  # rows in one pass without gradient
+    reward: Callable[[Sequences], Tensor] | None = None  # the score that training may use
+    gold: Callable[[Sequences], Tensor] | None = None  # the truth, for labels and evaluation
+    reward_model: ScalarHead | None = None
+    critic: ScalarHead | None = None
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.policy.parameters()).device
+
+    @property
+    def policy_dtype(self) -> torch.dtype:
+        return next(self.policy.parameters()).dtype
+
+    def policy_logps(self, sequences: Sequences, entropy: bool = False) -> tuple[Tensor, Tensor | None]:
+        """[B, T] log-probs (and entropies on demand) of the policy, with gradient."""
+        return token_logps(self.policy, sequences, self.temperature, entropy)
+
+    def ref_logps(self, sequences: Sequences, reference: Reference | None = None) -> Tensor:
+        """[B, T] log-probs of the reference, no gradient, in chunks."""
+        with (reference or self.ref).active() as model:
+            return in_chunks(lambda part: token_logps(model, part, self.temperature)[0], sequences, self.chunk)
+
+
+    def compare_with_initial(self, sequences: Sequences) -> Comparison:
+        """The policy beside the reference it started from, no gradient, in chunks."""
+
+        def compared(part: Sequences) -> Comparison:
+            logits, first = completion_logits(self.policy, part, self.temperature)
+            with self.initial.active() as ref:
+                ref_logits, _ = completion_logits(ref, part, self.temperature)
+            return compare(logits, ref_logits, first, part)
+
+        return in_chunks(compared, sequences, self.chunk)
+
+
+@torch.no_grad()
+def in_chunks(function: Callable, batch: TensorBatch, rows: int):
+    """`function` over at most `rows` rows at a time, results under each other. No gradient is kept."""
+    parts = [function(batch[start : start + rows]) for start in range(0, len(batch), rows)]
+    return cat(parts) if isinstance(parts[0], TensorBatch) else torch.cat(parts)

@@ -1,0 +1,103 @@
+"""Scalar heads: reward models and critics, both one number per token on top of a language model's decoder."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from rlpref.binding import ConfigError
+from rlpref.models.lm import has_adapter, lora_config, refuse_trained_bfloat16, wants_adapter
+from rlpref.types import Sequences
+
+
+class ScalarHead(nn.Module):
+    """A decoder and a linear map to one number, computed in float32 (in float64 where the head is).
+
+    The map starts with bias 0 and weights N(0, 1/(d + 1)) drawn from `generator`, d the decoder's width
+    (Stiennon et al. 2020): outputs of about unit size on normalised activations.
+    """
+
+    def __init__(self, backbone: nn.Module, width: int, generator: torch.Generator):
+        super().__init__()
+        weight = next(backbone.parameters())
+        self.backbone = backbone
+        self.head = nn.utils.skip_init(
+            nn.Linear, width, 1, dtype=torch.promote_types(weight.dtype, torch.float32)
+        )
+        nn.init.normal_(self.head.weight, std=(width + 1) ** -0.5, generator=generator)
+        nn.init.zeros_(self.head.bias)
+        self.head.to(weight.device)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor) -> Tensor:
+        """[B, T] the number after reading each token."""
+        read = self.backbone(
+            input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False
+        )
+        return self.head(read.last_hidden_state.to(self.head.weight.dtype)).squeeze(-1)
+
+
+def backbone_of(model: nn.Module) -> nn.Module:
+    """The decoder under a causal LM (HF, HF under a peft adapter, or one that keeps it in `.model`): the part
+    that returns `.last_hidden_state`."""
+    causal = model.get_base_model() if has_adapter(model) else model
+    return causal.base_model if isinstance(causal, PreTrainedModel) else causal.model
+
+
+def scalar_model(policy: nn.Module, lora: Mapping[str, Any] | None, generator: torch.Generator) -> ScalarHead:
+    """A scalar head on a copy of the policy's decoder, which computes what the policy's decoder computes now.
+
+    A policy's adapter is merged into the copy (rounded to the base's dtype). With `lora`, only a new adapter
+    and the head train; without, everything does. Every random draw comes from `generator`, none from torch's
+    global one. Raises ConfigError for settings of `lora` that cannot work.
+    """
+    dtype = next(backbone_of(policy).parameters()).dtype
+    refuse_trained_bfloat16(dtype, wants_adapter(lora))
+    if has_adapter(policy):
+        backbone = backbone_of(copy.deepcopy(policy).merge_and_unload())
+    else:
+        backbone = copy.deepcopy(backbone_of(policy))
+    if wants_adapter(lora):
+        backbone = _with_adapter(backbone, lora, generator)
+    return _trainable(ScalarHead(backbone, policy.config.hidden_size, generator).eval())
+
+
+def last_token_scores(values: Tensor, sequences: Sequences) -> Tensor:
+    """[B] the value [B, T] at the last real token of each row, by the attention mask (never by a search for
+    padding, which may be EOS). Padding may stand on either side."""
+    columns = torch.arange(values.shape[1], device=values.device)
+    last = torch.where(sequences.attention_mask.bool(), columns, -1).amax(1, keepdim=True)
+    return values.gather(1, last).squeeze(1)
+
+
+def critic_from(reward_model: ScalarHead) -> ScalarHead:
+    """A critic that starts as the reward model: a copy of its own to train (adapter and head where the reward
+    model has an adapter, else everything)."""
+    return _trainable(copy.deepcopy(reward_model).eval())
+
+
+def _with_adapter(backbone: nn.Module, lora: Mapping[str, Any], generator: torch.Generator) -> nn.Module:
+    from peft import inject_adapter_in_model  # Seconds to import; only adapters need it.
+
+    with torch.random.fork_rng():
+        torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+        try:
+            adapted = inject_adapter_in_model(lora_config(lora), backbone)
+        except ValueError as error:
+            raise ConfigError(f"model.lora does not fit {type(backbone).__name__}: {error}") from error
+    for name, parameter in adapted.named_parameters():
+        if ".lora_" in name and parameter.dtype == torch.bfloat16:
+            parameter.data = parameter.data.float()
+    return adapted
+
+
+def _trainable(model: ScalarHead) -> ScalarHead:
+    """Gradients for the adapter and the head where there is an adapter, else for everything."""
+    adapter = any(".lora_" in name for name, _ in model.named_parameters())
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(not adapter or ".lora_" in name or name.startswith("head."))
+    return model

@@ -1,0 +1,190 @@
+"""Real language models: any HF causal LM by hub name or folder, with or without a LoRA adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import model_info
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from rlpref.binding import ConfigError, choose, did_you_mean
+from rlpref.models.hashing import tokenizer_hash
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+ATTENTION = ("sdpa", "eager")
+LORA_KEYS = ("r", "alpha", "dropout", "target_modules")
+
+
+@dataclass
+class LoadedModel:
+    """A policy ready to train, with its tokenizer and what the run's card says about it."""
+
+    policy: nn.Module
+    tokenizer: Any
+    name: str
+    card: dict
+
+
+def hf(name: str, dtype: str, attn_implementation: str, lora: Mapping[str, Any] | None) -> LoadedModel:
+    """The causal LM `name` (a folder or a hub name), weights from safetensors only, no remote code.
+
+    Raises ConfigError when there is no such model, or for settings that cannot work.
+    """
+    check_precision(dtype, attn_implementation, lora)
+    source, hub_error = _source(name)
+    transformers_logging.disable_progress_bar()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(**source, trust_remote_code=False)
+        policy = AutoModelForCausalLM.from_pretrained(
+            **source,
+            dtype=DTYPES[dtype],
+            attn_implementation=attn_implementation,
+            trust_remote_code=False,
+            use_safetensors=True,
+        )
+    except (OSError, ValueError) as error:
+        reason = hub_error + _one_line(error)
+        raise ConfigError(f"model.name '{name}' cannot be loaded: {reason}") from error
+    return finish(policy, tokenizer, name, lora)
+
+
+def finish(policy: PreTrainedModel, tokenizer, name: str, lora: Mapping[str, Any] | None) -> LoadedModel:
+    """What every builder of a real model ends with: EOS and pad token, adapter, dropout off, the card."""
+    _define_special_tokens(policy, tokenizer, name)
+    base = policy
+    policy = apply_lora(base, lora).eval()  # Dropout stays off: policy and reference agree at step 0.
+    counts = {p: p.numel() for p in policy.parameters()}
+    card = {
+        "name": name,
+        "architecture": type(base).__name__,
+        "parameters": sum(counts.values()),
+        "trainable_parameters": sum(n for p, n in counts.items() if p.requires_grad),
+        "dtype": str(base.dtype).removeprefix("torch."),
+        "attn_implementation": base.config._attn_implementation,
+        "lora": dict(lora) if has_adapter(policy) else None,
+        "vocab_size": base.config.vocab_size,
+        "tokenizer_hash": tokenizer_hash(tokenizer),
+    }
+    return LoadedModel(policy, tokenizer, name, card)
+
+
+def check_precision(dtype: str, attn_implementation: str, lora: Mapping[str, Any] | None) -> None:
+    """Raises ConfigError for an unknown dtype or attention, and for training bfloat16 parameters."""
+    trained = choose(DTYPES, dtype, "model.dtype")
+    if attn_implementation not in ATTENTION:
+        raise ConfigError(
+            f"model.attn_implementation '{attn_implementation}' is not known. Known: {', '.join(ATTENTION)}."
+        )
+    refuse_trained_bfloat16(trained, wants_adapter(lora))
+
+
+def refuse_trained_bfloat16(dtype: torch.dtype, adapter: bool) -> None:
+    """Full fine-tuning of bfloat16 parameters drops every update below 2^-8 of the weight: a ConfigError."""
+    if dtype == torch.bfloat16 and not adapter:
+        raise ConfigError(
+            "model.dtype=bfloat16 without LoRA would train bfloat16 parameters, and small updates are lost in"
+            " their rounding. Set model.dtype=float32, or model.lora.r for an adapter in float32."
+        )
+
+
+def apply_lora(policy: nn.Module, lora: Mapping[str, Any] | None) -> nn.Module:
+    """`policy` under a new peft adapter, or `policy` itself where `lora` is None or its `r` is null.
+
+    The base weights are frozen in their own dtype, the adapter is float32 and starts as zero (B = 0), so that
+    the adapted policy equals the base bit for bit. `lora`: r, alpha (null: 2 r), dropout (0 or null),
+    target_modules (null: all-linear). A's initial values come from torch's global generator.
+    """
+    if not wants_adapter(lora):
+        return policy
+    from peft import get_peft_model  # Seconds to import; only adapters need it.
+
+    try:
+        return get_peft_model(policy, lora_config(lora), autocast_adapter_dtype=True)
+    except ValueError as error:
+        raise ConfigError(f"model.lora does not fit {type(policy).__name__}: {error}") from error
+
+
+def lora_config(lora: Mapping[str, Any]):
+    """The checked peft configuration of `lora` (see `apply_lora`)."""
+    from peft import LoraConfig
+
+    if isinstance(lora["r"], bool) or not isinstance(lora["r"], int) or lora["r"] < 1:
+        raise ConfigError(
+            f"model.lora.r must be a whole number above 0 (or null: no adapter), not {lora['r']!r}."
+        )
+    if lora.get("dropout"):
+        raise ConfigError(
+            f"model.lora.dropout must be 0, not {lora['dropout']}: policy and reference would differ."
+        )
+    alpha = lora.get("alpha")
+    targets = lora.get("target_modules") or "all-linear"
+    return LoraConfig(
+        r=lora["r"],
+        lora_alpha=2 * lora["r"] if alpha is None else alpha,
+        lora_dropout=0.0,
+        target_modules=targets if isinstance(targets, str) else list(targets),
+    )
+
+
+def has_adapter(policy: nn.Module) -> bool:
+    """Whether `policy` is a model under a peft adapter (asked without importing peft)."""
+    return hasattr(policy, "get_base_model") and hasattr(policy, "disable_adapter")
+
+
+def wants_adapter(lora: Mapping[str, Any] | None) -> bool:
+    """Whether `lora` asks for an adapter; ConfigError for unknown keys and keys set without r."""
+    lora = lora or {}
+    for key in lora:
+        if key not in LORA_KEYS:
+            hint = did_you_mean(key, LORA_KEYS)
+            raise ConfigError(f"model.lora does not use '{key}'.{hint} It takes: {', '.join(LORA_KEYS)}.")
+    unused = [key for key in LORA_KEYS[1:] if lora.get(key)]
+    if lora.get("r") is None and unused:
+        raise ConfigError(
+            f"model.lora.{unused[0]} is set but model.lora.r is null (no adapter): set model.lora.r."
+        )
+    return lora.get("r") is not None
+
+
+def _source(name: str) -> tuple[dict[str, Any], str]:
+    """Where to load from: the folder, the hub, or where that is out of reach its local cache (asked without
+    the minute of retries). Second, why the hub was not asked, for the error message."""
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return {"pretrained_model_name_or_path": str(folder), "local_files_only": True}, ""
+    try:
+        model_info(name, timeout=10)
+        return {"pretrained_model_name_or_path": name}, ""
+    except Exception as error:  # Whatever stops the hub, the cache may still hold the model.
+        offline = {"pretrained_model_name_or_path": name, "local_files_only": True}
+        return offline, f"no such folder; hub: {_one_line(error)}; hub cache: "
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def _define_special_tokens(policy: PreTrainedModel, tokenizer, name: str) -> None:
+    """EOS from the model's config where the tokenizer has none; pad = EOS where there is none (only masks are
+    ever read). ConfigError without any EOS, or for a tokenizer with more ids than the model has rows."""
+    if tokenizer.eos_token_id is None:
+        eos = policy.config.eos_token_id
+        eos = eos[0] if isinstance(eos, list) else eos
+        if eos is None:
+            raise ConfigError(
+                f"model '{name}' names no end-of-sequence token, in its tokenizer or its config."
+            )
+        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(eos)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    rows = policy.get_input_embeddings().num_embeddings
+    if len(tokenizer) > rows:
+        raise ConfigError(
+            f"model '{name}': its tokenizer has {len(tokenizer)} ids, its embedding {rows} rows."
+        )

@@ -1,0 +1,89 @@
+"""The one log-prob path: what every loss, sampler check and evaluator reads is computed here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from rlpref.types import Sequences, TensorBatch
+
+
+def completion_logits(model: nn.Module, sequences: Sequences, temperature: float = 1.0) -> tuple[Tensor, int]:
+    """Next-token logits for the columns that hold completion tokens.
+
+    Returns (logits [B, T - first, V] in fp32 (fp64 for an fp64 model), first): row j of the second dimension
+    scores token `ids[:, first + j]`. `temperature` divides the logits: the policy of rlpref is the tempered
+    distribution, in training, sampling and evaluation alike.
+    """
+    used = sequences.mask.any(0).nonzero()
+    width = sequences.ids.shape[1]
+    first = max(int(used[0]), 1) if len(used) else width
+    output = model(
+        input_ids=sequences.ids,
+        attention_mask=sequences.attention_mask.long(),
+        position_ids=sequences.position_ids,
+        use_cache=False,
+        logits_to_keep=width - first + 1,
+    )
+    logits = output.logits[:, :-1]
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    return logits / temperature, first
+
+
+def token_logps(
+    model: nn.Module, sequences: Sequences, temperature: float = 1.0, entropy: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """Log-probs of the completion tokens, and on demand the entropy of each next-token distribution.
+
+    Both are [B, T] in nats, aligned with `sequences.ids` and 0 outside `sequences.mask`.
+    """
+    logits, first = completion_logits(model, sequences, temperature)
+    targets, mask = sequences.ids[:, first:], sequences.mask[:, first:]
+    log_z = logits.logsumexp(-1)
+    chosen = logits.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
+    logps = _placed(chosen - log_z, mask, first)
+    if not entropy:
+        return logps, None
+    expected_logit = (logits.softmax(-1) * logits).sum(-1)
+    return logps, _placed(log_z - expected_logit, mask, first)
+
+
+def sequence_logps(model: nn.Module, sequences: Sequences, temperature: float = 1.0) -> Tensor:
+    """[B] log-prob of the whole completion given its prompt, in nats (a sum, not a mean)."""
+    return token_logps(model, sequences, temperature)[0].sum(1)
+
+
+@dataclass
+class Comparison(TensorBatch):
+    """Two policies on the same answers; all [B, T] in nats and 0 outside the completions."""
+
+    logps: Tensor
+    ref_logps: Tensor
+    kl: Tensor  # exact KL(policy || ref) of the next-token distribution at each token
+    entropy: Tensor  # of the policy's next-token distribution
+
+
+def compare(logits: Tensor, ref_logits: Tensor, first: int, sequences: Sequences) -> Comparison:
+    """Both arguments as `completion_logits` gives them for these sequences.
+
+    Summed over the tokens of the policy's own samples, `kl` is an unbiased estimate of the sequence KL with
+    less variance than the log-ratio: the chain rule of the KL with the inner expectation done exactly.
+    """
+    targets, mask = sequences.ids[:, first:, None], sequences.mask[:, first:]
+    logps, ref_logps = logits.log_softmax(-1), ref_logits.log_softmax(-1)
+    p = logps.exp()
+    columns = (
+        logps.gather(-1, targets)[..., 0],
+        ref_logps.gather(-1, targets)[..., 0],
+        (p * (logps - ref_logps)).sum(-1),
+        -(p * logps).sum(-1),
+    )
+    return Comparison(*(_placed(column, mask, first) for column in columns))
+
+
+def _placed(values: Tensor, mask: Tensor, first: int) -> Tensor:
+    """Back into [B, T]: zeros before `first` and wherever nothing is scored."""
+    values = torch.where(mask, values, torch.zeros_like(values))
+    return nn.functional.pad(values, (first, 0))

@@ -1,0 +1,141 @@
+"""The runs in the reward-KL plane, against the exact Pareto frontier where it is known."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from rlpref.report.folders import write_atomically
+from rlpref.report.frames import Sweep
+from rlpref.report.panels import problems
+from rlpref.report.statistics import mean_interval
+from rlpref.report.style import RC, Look, legend
+
+KL_LABEL = "KL(policy || reference), nats per answer"
+REWARD_LABEL = "expected reward"
+MAX_OPTIMA = 5
+
+
+def frontier(sweep: Sweep) -> Figure | None:
+    """Every run's path from the reference to its end in the reward-KL plane, one panel per problem.
+
+    Where the model can be enumerated the values are exact and the black line is the Pareto frontier;
+    elsewhere a large marker is the mean over seeds with its 95% interval. None if no run was evaluated.
+    """
+    panels = list(problems(sweep, ("kl", "reward")))
+    if not panels:
+        return None
+    shown = pd.concat([history for _, history in panels])
+    look = Look.of(shown["method"], shown["beta"])
+    with mpl.rc_context(RC):
+        columns = min(len(panels), 3)
+        rows = -(-len(panels) // columns)
+        figure = Figure(figsize=(1.9 + 4.1 * columns, 3.7 * rows), layout="constrained")
+        axes = figure.subplots(rows, columns, squeeze=False).flat
+        for axis, (title, history) in zip(axes, panels):
+            _frontier_panel(axis, sweep, history, look)
+            axis.set(title=title, xlabel=KL_LABEL, ylabel=REWARD_LABEL)
+        for axis in list(axes)[len(panels) :]:
+            axis.set_axis_off()
+        extra = [Line2D([], [], color="black", marker="*", ls="", ms=9, label="reference")]
+        if sweep.frontier is not None:
+            extra.insert(0, Line2D([], [], color="black", lw=1.4, label="exact frontier"))
+            extra.append(Line2D([], [], color="black", marker="x", ls="", ms=5, label="optimum at a beta"))
+        legend(figure, look, extra, markers=True)
+        return figure
+
+
+def save(figure: Figure, folder: Path, name: str) -> bytes:
+    """Writes <name>.png (200 dpi) and <name>.pdf; returns the PNG."""
+    FigureCanvasAgg(figure)
+    content = {}
+    with mpl.rc_context(RC):
+        for kind in ("pdf", "png"):
+            buffer = io.BytesIO()
+            figure.savefig(buffer, format=kind, metadata={"CreationDate": None} if kind == "pdf" else None)
+            content[kind] = buffer.getvalue()
+            write_atomically(folder / f"{name}.{kind}", content[kind])
+    return content["png"]
+
+
+def _frontier_panel(axis: Axes, sweep: Sweep, history: pd.DataFrame, look: Look) -> None:
+    ends = history.groupby("run", sort=False).tail(1)
+    exact = bool(history["exact"].all())
+    for _, path in history.groupby("run", sort=False):
+        method, beta, done = path.iloc[-1][["method", "beta", "done"]]
+        line = "-" if done else ":"
+        axis.plot(path["kl"], path["reward"], line, lw=0.7, alpha=0.75, color=look.colour(method, beta))
+    for (method, beta), cell in ends[ends["done"]].groupby(["method", "beta"], dropna=False, sort=False):
+        edge, marker = look.styles[method]
+        shape = {"marker": marker, "mfc": look.colour(method, beta), "mec": edge, "ls": "", "zorder": 4}
+        axis.plot(cell["kl"], cell["reward"], ms=6.5 if exact else 3.5, alpha=0.9 if exact else 0.6, **shape)
+        if not exact:
+            _end_point(axis, cell, edge, shape)
+    axis.plot(*history.groupby("run")[["kl", "reward"]].first().mean(), "k*", ms=10, zorder=5)
+    lines = _frontier_lines(sweep, history)
+    optima = _optima(lines, look.betas)
+    _limits(axis, history, optima)
+    for line in lines:
+        axis.plot(line["kl"], line["reward"], color="black", lw=1.4, zorder=2)
+    _draw_optima(axis, optima)
+
+
+def _end_point(axis: Axes, cell: pd.DataFrame, colour: str, shape: dict) -> None:
+    kl, reward = mean_interval(cell["kl"]), mean_interval(cell["reward"])
+    if not np.isnan(reward.low):
+        errors = [[[i.mean - i.low], [i.high - i.mean]] for i in (kl, reward)]
+        axis.errorbar(kl.mean, reward.mean, *errors[::-1], color=colour, lw=1, capsize=2, zorder=3)
+    axis.plot(kl.mean, reward.mean, ms=8.5, **shape)
+
+
+def _limits(axis: Axes, history: pd.DataFrame, optima: pd.DataFrame) -> None:
+    """By the runs and the optima near them: neither the frontier's length nor a wide interval may press
+    the runs together."""
+    near = optima[optima["kl"] <= 1.25 * history["kl"].max()]
+    points = pd.concat([history[["kl", "reward"]], near[["kl", "reward"]]])
+    low, high = points.min(), points.max()
+    width, height = (high - low).clip(lower=1e-6)
+    axis.set_xlim(min(low["kl"], 0) - 0.04 * width, high["kl"] + 0.06 * width)
+    axis.set_ylim(low["reward"] - 0.06 * height, high["reward"] + 0.1 * height)
+
+
+def _frontier_lines(sweep: Sweep, history: pd.DataFrame) -> list[pd.DataFrame]:
+    """The distinct frontiers of these runs."""
+    if sweep.frontier is None:
+        return []
+    own = sweep.frontier[sweep.frontier["run"].isin(history["run"])]
+    return list({tuple(line["kl"]): line for _, line in own.groupby("run", sort=False)}.values())
+
+
+def _optima(lines: list[pd.DataFrame], betas: list[float]) -> pd.DataFrame:
+    """The points of the one frontier that are optimal for the betas that were run."""
+    points = []
+    if len(lines) == 1:
+        line = lines[0][np.isfinite(lines[0]["beta"]) & (lines[0]["beta"] > 0)].sort_values("beta")
+        for beta in betas[:MAX_OPTIMA]:
+            if len(line) and line["beta"].min() <= beta <= line["beta"].max():
+                at = [np.interp(np.log(beta), np.log(line["beta"]), line[name]) for name in ("kl", "reward")]
+                points.append((beta, *at))
+    return pd.DataFrame(points, columns=["beta", "kl", "reward"], dtype=float)
+
+
+def _draw_optima(axis: Axes, optima: pd.DataFrame) -> None:
+    for beta, kl, reward in optima.itertuples(index=False):
+        axis.plot(kl, reward, "kx", ms=5, zorder=6)
+        axis.annotate(
+            f"β = {beta:g}",
+            (kl, reward),
+            (-4, 5),
+            textcoords="offset points",
+            ha="right",
+            fontsize=7.5,
+            annotation_clip=True,
+        )

@@ -1,0 +1,141 @@
+"""Run folders on disk: where they are, what is in them, and what is wrong with them."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+DEPTH = 3
+STATUSES = ("running", "done", "failed", "interrupted")
+NOT_RUNS = {"report", "wandb", "checkpoints"}
+
+
+class NoRuns(ValueError):
+    """A folder that should hold runs and does not."""
+
+
+@dataclass
+class RunFolder:
+    """The files of one run as written; an empty value stands for a file that is absent or damaged."""
+
+    folder: Path
+    config: dict
+    config_text: str
+    status: dict
+    card: dict
+    summary: dict
+    metrics: list[dict]
+    samples: list[dict]
+    frontier: dict
+    damage: list[str]
+
+
+def is_run(folder: Path) -> bool:
+    return (folder / "status.json").is_file() or (folder / "config.yaml").is_file()
+
+
+def find_runs(folder: Path, depth: int = DEPTH) -> Iterator[Path]:
+    """The run folders at or under `folder`, in order of name; a run folder is not searched further."""
+    if is_run(folder):
+        yield folder
+    elif depth:
+        for child in sorted(folder.iterdir()):
+            if child.is_dir() and child.name not in NOT_RUNS and not child.name.startswith("."):
+                yield from find_runs(child, depth - 1)
+
+
+def read_run(folder: Path) -> RunFolder:
+    """All files of a run. Never raises for what it finds: each thing wrong is a line in `damage`."""
+    damage: list[str] = []
+
+    def read(name: str, parse: Callable[[str], Any], absent: Any, needed: bool = False) -> Any:
+        path = folder / name
+        if not path.is_file():
+            if needed:
+                damage.append(f"{name} is missing")
+            return absent
+        try:
+            return parse(path.read_text(encoding="utf-8"))
+        except (ValueError, OSError, yaml.YAMLError) as error:
+            damage.append(f"{name}: {' '.join(str(error).split())}")
+            return absent
+
+    status = read("status.json", _json_object, {}, needed=True)
+    if status and status.get("status") not in STATUSES:
+        damage.append(f"status.json: status {status.get('status')!r} is none of {', '.join(STATUSES)}")
+    done = status.get("status") == "done"
+    return RunFolder(
+        folder=folder,
+        config=read("config.yaml", _yaml_mapping, {}, needed=True),
+        config_text=read("config.yaml", str, ""),
+        status=status,
+        card=read("run.json", _json_object, {}),
+        summary=read("summary.json", _json_object, {}),
+        metrics=read("metrics.jsonl", lambda text: _json_lines(text, whole=done), [], needed=done),
+        samples=read("samples.jsonl", lambda text: _json_lines(text, whole=done), []),
+        frontier=read("frontier.json", _frontier, {}),
+        damage=damage,
+    )
+
+
+def read_overrides(sweep: Path) -> list[str]:
+    """The command-line overrides that made the sweep; empty where sweep.json is absent or unreadable."""
+    try:
+        overrides = json.loads((sweep / "sweep.json").read_text(encoding="utf-8")).get("overrides")
+    except (OSError, ValueError, AttributeError):
+        return []
+    return [str(item) for item in overrides] if isinstance(overrides, list) else []
+
+
+def write_atomically(path: Path, content: str | bytes) -> Path:
+    """A reader sees the old file or the whole new one, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
+    os.replace(temporary, path)
+    return path
+
+
+def _json_object(text: str) -> dict:
+    value = json.loads(text)
+    if not isinstance(value, dict):
+        raise ValueError(f"expected an object, found {type(value).__name__}")
+    return value
+
+
+def _yaml_mapping(text: str) -> dict:
+    value = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    if not isinstance(value, dict):
+        raise ValueError(f"expected a mapping, found {type(value).__name__}")
+    return value
+
+
+def _json_lines(text: str, whole: bool) -> list[dict]:
+    """One object per line. A run that did not end may leave half a last line: it is left out."""
+    rows: list[dict] = []
+    lines = text.splitlines()
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            rows.append(_json_object(line))
+        except ValueError as error:
+            if number == len(lines) and not whole:
+                break
+            raise ValueError(f"line {number}: {error}") from error
+    return rows
+
+
+def _frontier(text: str) -> dict:
+    value = _json_object(text)
+    columns = {key: value.get(key) for key in ("kl", "reward", "beta")}
+    lengths = {len(column) if isinstance(column, list) else -1 for column in columns.values()}
+    if len(lengths) != 1 or -1 in lengths:
+        raise ValueError("kl, reward and beta must be lists of one length")
+    return columns

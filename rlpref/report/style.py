@@ -1,0 +1,83 @@
+"""One look for all figures: a method has the same colour and marker everywhere, beta is its lightness."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+RC = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "0.92",
+    "grid.linewidth": 0.6,
+    "axes.axisbelow": True,
+    "axes.titlesize": 9,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+    "savefig.dpi": 200,
+    "pdf.fonttype": 42,
+}
+# Okabe & Ito 2008, without yellow (too light for a line) and black (the frontier).
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "h")
+FIRST = ("dpo", "ipo", "iterative_dpo", "ppo", "sft", "reward_model")
+
+
+def method_styles(methods: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """method -> (colour, marker). The methods of FIRST look alike in every report."""
+    order = [*FIRST, *sorted(method for method in methods if method not in FIRST)]
+    places = {method: index for index, method in enumerate(order)}
+    return {
+        method: (PALETTE[places[method] % len(PALETTE)], MARKERS[places[method] % len(MARKERS)])
+        for method in sorted(methods, key=places.__getitem__)
+    }
+
+
+def shade(colour: str, index: int, count: int) -> tuple[float, float, float]:
+    """The colour for beta number `index` of `count`, in ascending order: the largest is the full colour."""
+    white = 0.0 if count < 2 else 0.6 * (1 - index / (count - 1))
+    red, green, blue = (1 - white) * np.array(to_rgb(colour)) + white
+    return float(red), float(green), float(blue)
+
+
+@dataclass(frozen=True)
+class Look:
+    """How the methods and betas of one figure are drawn."""
+
+    styles: dict[str, tuple[str, str]]
+    betas: list[float]
+
+    @classmethod
+    def of(cls, methods: Iterable[str], betas: Iterable[float]) -> Look:
+        return cls(
+            method_styles(list(dict.fromkeys(methods))), sorted({b for b in betas if not math.isnan(b)})
+        )
+
+    def colour(self, method: str, beta: float) -> tuple[float, float, float]:
+        """The method's colour, lighter for a smaller beta."""
+        known = beta in self.betas
+        return shade(
+            self.styles[method][0], self.betas.index(beta) if known else 0, len(self.betas) if known else 1
+        )
+
+
+def legend(figure: Figure, look: Look, extra: list[Line2D], markers: bool) -> None:
+    """Methods by colour and marker, betas by lightness: not one entry per combination."""
+    entries = [
+        Line2D([], [], color=colour, marker=marker, ls="" if markers else "-", ms=6, label=method)
+        for method, (colour, marker) in look.styles.items()
+    ]
+    if len(look.betas) > 1:
+        for index, beta in enumerate(look.betas):
+            grey = shade("#404040", index, len(look.betas))
+            fill = {"mfc": grey, "mec": "#404040"}
+            entries.append(Line2D([], [], marker="o", ls="", ms=6, label=f"β = {beta:g}", **fill))
+    figure.legend(handles=[*entries, *extra], loc="outside right upper", alignment="left")

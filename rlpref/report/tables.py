@@ -1,0 +1,56 @@
+"""Numbers as people read them: text tables for the terminal, Markdown and the page."""
+
+from __future__ import annotations
+
+import math
+
+import pandas as pd
+
+from rlpref.report.statistics import METRICS
+
+TITLES = {
+    "reward": "reward",
+    "proxy_reward": "learned reward",
+    "kl": "KL (nats)",
+    "regret": "regret",
+    "win_rate": "win rate vs reference",
+    "accuracy": "preference accuracy",
+    "reward_se": "se over prompts",
+    "n": "seeds",
+}
+DECIMALS = {"regret": 4}
+
+
+def readable(headline: pd.DataFrame) -> pd.DataFrame:
+    """The headline as text: 'mean [low, high]' in one column per metric, '-' for what there is not."""
+    columns: dict[str, list[str]] = {}
+    for name in headline.columns:
+        if name in METRICS:
+            low, high = headline[f"{name}_low"], headline[f"{name}_high"]
+            places = DECIMALS.get(name, 3)
+            columns[TITLES[name]] = [_interval(*row, places) for row in zip(headline[name], low, high)]
+        elif not name.endswith(("_low", "_high")):
+            columns[TITLES.get(name, name)] = [text(value) for value in headline[name]]
+    return pd.DataFrame(columns)
+
+
+def text(value: object) -> str:
+    """A setting or a number in short: '-' for NaN and None, no trailing zeros, thousands apart."""
+    if value is None or (isinstance(value, float) and math.isnan(value)) or value is pd.NA:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """A table of text in GitHub's form."""
+    rows = [list(table.columns), ["---"] * len(table.columns), *table.astype(str).values.tolist()]
+    return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |\n" for row in rows)
+
+
+def _interval(mean: float, low: float, high: float, places: int) -> str:
+    if math.isnan(mean):
+        return "-"
+    inside = "-" if math.isnan(low) else f"{low:.{places}f}, {high:.{places}f}"
+    return f"{mean:.{places}f} [{inside}]"

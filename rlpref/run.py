@@ -1,0 +1,129 @@
+"""One run: from a plain configuration to a finished run folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from pathlib import Path
+
+import torch
+import yaml
+
+from rlpref.binding import ConfigError
+from rlpref.build import Parts, build, check
+from rlpref.evaluation.evaluator import Evaluator
+from rlpref.evaluation.exact import make_exact
+from rlpref.logging.card import environment, peak_memory_mb
+from rlpref.logging.folder import RunFolder, write_atomically, write_json
+from rlpref.logging.mirror import make_mirror
+from rlpref.trainer import Trainer
+
+NOT_IDENTITY = ("logger",)  # sections that do not change what a run computes
+
+
+def config_hash(config: dict) -> str:
+    """Eight hex digits of what the run computes."""
+    kept = {key: value for key, value in config.items() if key not in NOT_IDENTITY}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def run(config: dict, folder: Path, group: str | None = None, overridden: tuple[str, ...] = ()) -> dict:
+    """Trains as `config` (a resolved train.yaml) says, into `folder`; returns the summary.
+
+    A folder with a finished run of the same configuration is left alone, an unfinished one is resumed from
+    its last checkpoint, and one of another configuration is refused. `overridden` are keys that somebody set
+    by hand: one that this run would not read is refused. Raises ConfigError before any model is loaded.
+    """
+    checked = check(config, overridden)
+    run_folder, identity = RunFolder(folder), config_hash(config)
+    status = run_folder.status()
+    if status and status["config_hash"] != identity and run_folder.checkpoints.exists():
+        raise ConfigError(f"{folder} holds a run of another configuration; choose another folder or remove it.")
+    if status.get("status") == "done" and status["config_hash"] == identity:
+        return json.loads((folder / "summary.json").read_text())
+    run_folder.set_status("running", identity)
+    write_atomically(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))
+    try:
+        summary = _train(config, checked, run_folder, group or folder.name)
+    except KeyboardInterrupt:
+        run_folder.set_status("interrupted", identity)
+        raise
+    except Exception as error:
+        run_folder.set_status("failed", identity, f"{type(error).__name__}: {error}")
+        raise
+    run_folder.set_status("done", identity)
+    return summary
+
+
+def _train(config: dict, checked, folder: RunFolder, group: str) -> dict:
+    started = time.perf_counter()
+    torch.set_num_threads(config["threads"])
+    torch.manual_seed(config["seed"])
+    parts = build(config, checked)
+    exact = make_exact(parts.task, parts.models, config["beta"]) if parts.task else None
+    if exact:
+        write_json(folder.path / "frontier.json", exact.frontier())
+    times, sizes = checked.evaluation
+    evaluator = Evaluator(
+        parts.models, parts.data, exact, tuple(checked.algorithm.trains), **sizes, seed=config["seed"]
+    )
+    card = _card(config, parts)
+    write_json(folder.path / "run.json", card)
+    mirror = make_mirror(
+        **checked.logger,
+        folder=folder.path,
+        group=group,
+        job_type=config["algorithm"]["name"],
+        name=folder.path.name,
+        config=config,
+    )
+    failed = True
+    try:
+        trainer = Trainer(
+            checked.algorithm,
+            parts.models,
+            parts.data,
+            evaluator,
+            folder,
+            mirror,
+            checked.training,
+            checked.optimizer,
+            times,
+            config["seed"],
+        )
+        last = trainer.run()
+        wall = round(time.perf_counter() - started, 2)
+        write_json(folder.path / "run.json", card | {"wall_seconds": wall, "peak_memory_mb": peak_memory_mb()})
+        summary = last | {"wall_seconds": wall}
+        write_json(folder.path / "summary.json", summary)
+        _final_figure(folder.path, mirror)
+        failed = False
+    finally:
+        mirror.finish(failed)
+    return summary
+
+
+def _final_figure(folder: Path, mirror) -> None:
+    from rlpref.report import run_figure
+
+    mirror.image("frontier", run_figure(folder))
+
+
+def _card(config: dict, parts: Parts) -> dict:
+    """Everything that tells this run from another: versions, seeds, hashes, and every switch by name."""
+    return {
+        **environment(),
+        "config_hash": config_hash(config),
+        "seed": config["seed"],
+        "data_seed": config["data"]["seed"],
+        "model": parts.model_card,
+        "reference_hash": parts.models.initial.hash,
+        "data": parts.data.card,
+        "reward": getattr(parts.models.reward, "name", None),
+        "gold": getattr(parts.models.gold, "name", None),
+        "algorithm": config["algorithm"],
+        "temperature": config["temperature"],
+        "host_cpus": os.cpu_count(),
+    }

@@ -1,0 +1,176 @@
+"""The exactly solvable task: a small answer space, a known reference and a known gold reward.
+
+Per prompt the answers form a tree (`AnswerTree`). Everything about a policy on it is one tensor of next-token
+log-probs, `[prompts, inner, vocab]`, called its conditionals; a function of finished answers has the same
+shape and is read where `ends` holds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from rlpref.binding import ConfigError, choose
+from rlpref.models.tabular import AnswerTree
+from rlpref.types import Sequences
+
+LARGEST_TREE = 2_000_000  # table entries: above it enumeration stops being a matter of seconds
+
+
+@dataclass
+class Testbed:
+    """A task and its truth. Prompts are equally likely. fp64 throughout."""
+
+    __test__ = False  # not a test class, whatever its name suggests to pytest
+
+    tree: AnswerTree
+    seed: int
+    reward: str
+    prefixes: Tensor  # [inner, horizon] tokens of each prefix, -1 beyond its end
+    depth: Tensor  # [inner]
+    ends: Tensor  # [inner, vocab] bool: this token finishes the answer
+    ref: Tensor  # [prompts, inner, vocab] conditionals of the reference n-gram model
+    rewards: Tensor  # [prompts, inner, vocab] gold reward of the answer that this token finishes
+
+    @property
+    def eos_token_id(self) -> int:
+        return 0
+
+
+def make_testbed(vocab: int, horizon: int, prompts: int, seed: int, reward: str) -> Testbed:
+    """The task of that seed. Gold rewards have mean 0 and variance 1 per prompt under the reference.
+
+    Raises ConfigError for sizes that make no task or cannot be enumerated, and for an unknown reward.
+    """
+    family = choose(REWARDS, reward, "testbed.reward")
+    if vocab < 2 or horizon < 1 or prompts < 1:
+        raise ConfigError(
+            f"testbed needs vocab >= 2, horizon >= 1, prompts >= 1; got {vocab}, {horizon}, {prompts}."
+        )
+    entries = prompts * vocab * sum((vocab - 1) ** t for t in range(horizon))
+    if entries > LARGEST_TREE:
+        raise ConfigError(
+            f"testbed with vocab {vocab}, horizon {horizon}, prompts {prompts} has {entries:,} table entries; "
+            f"at most {LARGEST_TREE:,} are enumerated. Make one of the three smaller."
+        )
+    tree = AnswerTree(vocab, horizon, prompts)
+    prefixes, depth = _prefixes(tree)
+    ends = torch.zeros(tree.inner, vocab, dtype=torch.bool)
+    ends[:, 0] = True
+    ends[depth == horizon - 1] = True
+    generator = torch.Generator().manual_seed(seed)
+    previous = prefixes.gather(1, (depth - 1).clamp(min=0)[:, None])[:, 0]  # -1 (the last row) at the start
+    bigram = torch.randn(prompts, vocab + 1, vocab, generator=generator, dtype=torch.float64)
+    ref = bigram[:, previous].log_softmax(-1)
+    task = Testbed(tree, seed, reward, prefixes, depth, ends, ref, torch.zeros_like(ref))
+    task.rewards = _standardised(task, family(task, generator))
+    return task
+
+
+def _prefixes(tree: AnswerTree) -> tuple[Tensor, Tensor]:
+    rows, depths = [[]], [0]
+    for node in range(1, tree.inner):
+        parent = (node - 1) // (tree.vocab - 1)
+        rows.append([*rows[parent], (node - 1) % (tree.vocab - 1) + 1])
+        depths.append(depths[parent] + 1)
+    padded = [row + [-1] * (tree.horizon - len(row)) for row in rows]
+    return torch.tensor(padded), torch.tensor(depths)
+
+
+def ngram(task: Testbed, generator: torch.Generator) -> Tensor:
+    """Weights of tokens (per prompt) and of a third of the token pairs (shared); a linear reward."""
+    tree = task.tree
+    unigram = torch.randn(tree.prompts, tree.vocab, generator=generator, dtype=torch.float64)
+    bigram = torch.randn(tree.vocab, tree.vocab, generator=generator, dtype=torch.float64)
+    bigram *= torch.rand(tree.vocab, tree.vocab, generator=generator) < 0.35
+    unigram[:, 0], bigram[0], bigram[:, 0] = 0, 0, 0  # EOS ends an answer and is not part of it
+    worth = torch.zeros_like(task.ref)
+    for node in range(tree.inner):
+        tokens = task.prefixes[node, : task.depth[node]]
+        before = unigram[:, tokens].sum(1) + bigram[tokens[:-1], tokens[1:]].sum()
+        worth[:, node] = before[:, None] + unigram + (bigram[tokens[-1]] if len(tokens) else 0.0)
+    return worth
+
+
+def order(task: Testbed, generator: torch.Generator) -> Tensor:
+    """+2 where token 1 occurs and token 2 after it, on top of small prompt-specific token weights: an
+    automaton's reward, which no linear model of tokens expresses. Needs vocab >= 3 and horizon >= 2."""
+    tree = task.tree
+    if tree.vocab < 3 or tree.horizon < 2:
+        raise ConfigError("testbed.reward 'order' needs testbed.vocab >= 3 and testbed.horizon >= 2.")
+    unigram = 0.3 * torch.randn(tree.prompts, tree.vocab, generator=generator, dtype=torch.float64)
+    unigram[:, 0] = 0
+    worth = torch.zeros_like(task.ref)
+    for node in range(tree.inner):
+        tokens = task.prefixes[node, : task.depth[node]].tolist()
+        for last in range(tree.vocab):
+            answer = [*tokens, last]
+            ordered = 1 in answer and 2 in answer[answer.index(1) :]
+            worth[:, node, last] = 2.0 * ordered + unigram[:, answer].sum(1)
+    return worth
+
+
+REWARDS = {"ngram": ngram, "order": order}
+
+
+def _standardised(task: Testbed, worth: Tensor) -> Tensor:
+    from rlpref.testbed.exact import expectation
+
+    worth = worth * task.ends
+    worth = (worth - expectation(task, task.ref, worth)[:, None, None]) * task.ends
+    variance = expectation(task, task.ref, worth**2)
+    if (variance < 1e-12).any():
+        raise ConfigError("the gold reward is the same for every answer; use another testbed.seed or more tokens.")
+    return worth / variance.sqrt()[:, None, None]
+
+
+@dataclass
+class TestbedScorer:
+    """The gold reward as a scorer of token sequences."""
+
+    __test__ = False
+
+    task: Testbed
+    name: str = "testbed"
+
+    def __call__(self, sequences: Sequences) -> Tensor:
+        """[B] gold reward in fp32. Raises ValueError for a sequence that is no finished answer."""
+        tree = self.task.tree
+        start = sequences.ids.new_zeros(len(sequences))
+        state = tree.read(sequences.ids, sequences.attention_mask, start)[:, -1] - 1
+        prompt, leaf = state // tree.per_prompt, state % tree.per_prompt - tree.inner
+        if (leaf < 0).any():
+            raise ValueError(f"row {int((leaf < 0).nonzero()[0])} is not a finished answer of the testbed")
+        rewards = self.task.rewards.to(state.device).view(tree.prompts, -1)
+        return rewards[prompt, leaf].float()
+
+
+def conditionals(task: Testbed, model: nn.Module, temperature: float = 1.0, batch_size: int = 4096) -> Tensor:
+    """Next-token log-probs [prompts, inner, vocab] of any model with a causal LM's call, differentiable.
+
+    Only the longest prefixes are read; shorter ones are columns of theirs.
+    """
+    tree = task.tree
+    longest = task.prefixes[task.depth == tree.horizon - 1][:, : tree.horizon - 1]
+    prompts = torch.arange(tree.prompts) + tree.vocab
+    ids = torch.cat(
+        [prompts.repeat_interleave(len(longest))[:, None], longest.repeat(tree.prompts, 1)], dim=1
+    ).to(next(model.parameters()).device)
+    logits = torch.cat(
+        [
+            model(
+                input_ids=chunk,
+                attention_mask=torch.ones_like(chunk),
+                position_ids=torch.arange(ids.shape[1], device=ids.device).expand(len(chunk), -1),
+                use_cache=False,
+            ).logits
+            for chunk in ids.split(batch_size)
+        ]
+    )
+    logps = (logits.double() / temperature).log_softmax(-1).view(tree.prompts, len(longest), tree.horizon, tree.vocab)
+    by_depth = [
+        logps[:, :: (tree.vocab - 1) ** (tree.horizon - 1 - t), t] for t in range(tree.horizon)
+    ]
+    return torch.cat(by_depth, dim=1)

@@ -1,0 +1,163 @@
+import json
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+import rlpref.data.sentiment as module
+from rlpref.binding import ConfigError
+from rlpref.data.rows import Row, rows_hash
+from rlpref.data.sentiment import Answer, best_against_worst, load, openings, sentiment, store
+from rlpref.data.tokenise import pad_sequences
+from rlpref.types import Samples
+
+EOS, GREAT, BAD, DULL = 2, 6, 7, 8
+
+
+class WordScorer:
+    """+1 for each 'great', -1 for each 'bad'."""
+
+    name = "words"
+
+    def __call__(self, sequences):
+        scored = sequences.mask
+        return ((sequences.ids == GREAT) & scored).sum(1).float() - ((sequences.ids == BAD) & scored).sum(
+            1
+        ).float()
+
+
+@pytest.fixture
+def draws(monkeypatch):
+    """Replaces the sampler by one that draws ids 6, 7, 8 or EOS, and lists its calls."""
+    calls = []
+
+    def draw(model, prompts, k, max_new_tokens, temperature, eos_token_id, generator, batch_size=64):
+        calls.append((k, max_new_tokens, temperature, eos_token_id))
+        tokens = torch.tensor([GREAT, BAD, DULL, EOS])
+        shape = (len(prompts) * k, max_new_tokens)
+        drawn = tokens[torch.randint(4, shape, generator=generator)].tolist()
+        answers = [row[: row.index(EOS) + 1] if EOS in row else row for row in drawn]
+        prompt = torch.arange(len(prompts)).repeat_interleave(k)
+        heads = [prompts.ids[i][prompts.attention_mask[i]].tolist() for i in prompt.tolist()]
+        sequences = pad_sequences(heads, answers)
+        return Samples(sequences, torch.zeros(sequences.ids.shape), prompt)
+
+    monkeypatch.setattr(module, "sample", draw)
+    return calls
+
+
+@pytest.fixture
+def context(context):
+    return replace(context, model=nn.Linear(2, 2), gold=WordScorer())
+
+
+def test_best_meets_worst_and_ties_and_empty_answers_make_no_pair():
+    answers = [
+        Answer(text, score, True) for text, score in [("x", 0.5), ("y", -1), ("z", 0.5), ("", 9), ("w", 2)]
+    ]
+    pairs = best_against_worst("p", answers, 2, "s")
+    assert [(r.chosen, r.rejected, r.chosen_score, r.rejected_score) for r in pairs] == [("w", "y", 2, -1)]
+    assert best_against_worst("p", answers[:1], 1, "s") == []
+    tied = [Answer(text, 0.0, True) for text in "abc"]
+    assert best_against_worst("p", tied, 1, "s") == []
+
+
+def test_a_cut_answer_stays_unfinished():
+    [row] = best_against_worst("p", [Answer("x", 1.0, False), Answer("y", 0.0, True)], 1, "s")
+    assert (row.chosen_finished, row.rejected_finished) == (False, True)
+
+
+def test_pairs_are_labelled_by_the_gold_scorer_and_missing_ones_counted(context, draws):
+    split = sentiment(context, k=4, pairs_per_prompt=2)
+    rows = split.train + split.test
+    assert all(row.chosen_score > row.rejected_score for row in rows)
+    for row in rows:
+        for text, score in ((row.chosen, row.chosen_score), (row.rejected, row.rejected_score)):
+            assert text.split().count("great") - text.split().count("bad") == score
+    full = [text for row in rows for text, end in ((row.chosen, row.chosen_finished),) if not end]
+    assert full
+    assert all(len(text.split()) == 4 for text in full), "only answers of the whole budget are unfinished"
+    assert len(rows) + split.skipped == 2 * len(openings())
+    assert split.skipped > 0
+    assert {row.prompt for row in split.train}.isdisjoint(row.prompt for row in split.test)
+    assert draws == [(4, 4, 1.0, EOS)]
+
+
+def test_pairs_are_built_once_and_read_back_equal(context, draws):
+    first = sentiment(context, k=2, pairs_per_prompt=1)
+    again = sentiment(replace(context, device=torch.device("cpu")), k=2, pairs_per_prompt=1)
+    assert len(draws) == 1
+    assert first == again
+    assert [path.name for path in (context.cache / "sentiment").iterdir() if "building" in path.name] == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "seed",
+        "temperature",
+        "max_prompt_length",
+        "max_completion_length",
+        "model",
+        "gold",
+        "tokenizer",
+        "k",
+        "pairs",
+    ],
+)
+def test_whatever_decides_the_pairs_is_in_the_key(context, draws, change, words_with_bos):
+    sentiment(context, k=4, pairs_per_prompt=1)
+    other = WordScorer()
+    other.name = "other"
+    values = {
+        "seed": 1,
+        "temperature": 0.5,
+        "max_prompt_length": 15,
+        "max_completion_length": 3,
+        "model": nn.Linear(2, 2),
+        "gold": other,
+        "tokenizer": words_with_bos,
+    }
+    words_with_bos.add_tokens(["extra"])
+    changed = replace(context, **{change: values[change]}) if change in values else context
+    sentiment(changed, k=5 if change == "k" else 4, pairs_per_prompt=2 if change == "pairs" else 1)
+    assert len(draws) == 2
+    assert len(list((context.cache / "sentiment").iterdir())) == 2
+
+
+def test_the_test_fraction_shares_the_stored_pairs(context, draws):
+    one = sentiment(context, k=2, pairs_per_prompt=1)
+    other = sentiment(replace(context, test_fraction=0.5), k=2, pairs_per_prompt=1)
+    assert len(draws) == 1
+    assert len(other.test) > len(one.test)
+
+
+def test_two_builders_at_once_leave_one_whole_folder(tmp_path):
+    rows = [Row(str(i), "p", "a", "b", 1.0, 0.0) for i in range(50)]
+    card = {"skipped": 0, "rows_hash": rows_hash(rows)}
+    folder = tmp_path / "sentiment" / "key"
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: store(folder, rows, card), range(4)))
+    assert load(folder) == (rows, card)
+    assert [path.name for path in folder.parent.iterdir()] == ["key"]
+
+
+def test_changed_pairs_on_disk_are_refused(tmp_path):
+    rows = [Row("0", "p", "a", "b", 1.0, 0.0)]
+    store(tmp_path / "key", rows, {"skipped": 0, "rows_hash": rows_hash(rows)})
+    card = tmp_path / "key" / "card.json"
+    card.write_text(json.dumps({"skipped": 0, "rows_hash": "another"}))
+    with pytest.raises(ConfigError, match="delete the folder"):
+        load(tmp_path / "key")
+
+
+def test_settings_that_cannot_work_are_refused(context, draws):
+    with pytest.raises(ConfigError, match="gold"):
+        sentiment(replace(context, gold=None), k=2, pairs_per_prompt=1)
+    with pytest.raises(ConfigError, match="at least twice"):
+        sentiment(context, k=3, pairs_per_prompt=2)
+    context.gold.__class__ = type("Flat", (WordScorer,), {"__call__": lambda self, s: torch.zeros(len(s))})
+    with pytest.raises(ConfigError, match="ties all answers"):
+        sentiment(context, k=2, pairs_per_prompt=1)
