@@ -16,3 +16,21 @@ $(STAMP): pyproject.toml constraints.txt
 	if [ -x $(BIN)/uv ]; then $(BIN)/uv pip install -q --python $(BIN)/python -c constraints.txt -e '.[dev]'; \
 	else $(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'; fi
 	touch $@
+
+demo: $(STAMP)
+	$(BIN)/rlpref experiment=demo
+
+real: $(STAMP)
+	$(BIN)/rlpref experiment=sentiment
+
+hh: $(STAMP)
+	$(BIN)/rlpref experiment=hh
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+fast: $(STAMP)
+	$(BIN)/python -m pytest -m "not slow"
+
+lint: $(STAMP)
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -21,7 +21,7 @@ from rlpref.binding import ConfigError
 from rlpref.data.context import DataContext, RowSplit, split_by_group
 from rlpref.data.rows import Row, rows_hash
 from rlpref.data.tokenise import encode_prompts, eos_id
-from rlpref.models.hashing import weights_hash
+from rlpref.models.hashing import base_hash
 from rlpref.rewards.scorer import completion_ids, completion_texts
 from rlpref.rollout.sampler import sample
 
@@ -154,7 +154,7 @@ def _key(context: DataContext, k: int, pairs_per_prompt: int) -> str:
     """Hash of all that decides the pairs."""
     parts = {
         "openings": openings(),
-        "weights": weights_hash(context.model),
+        "weights": base_hash(context.model),
         "vocabulary": sorted(context.tokenizer.get_vocab().items()),
         "k": k,
         "pairs_per_prompt": pairs_per_prompt,

@@ -15,6 +15,14 @@ def weights_hash(model: nn.Module) -> str:
     return state_hash(model.state_dict())
 
 
+def base_hash(model: nn.Module) -> str:
+    """`weights_hash` of the model under a peft adapter, as it was before the adapter came on (an adapter's
+    random start must not make two equal references look different); of others, its `weights_hash`."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    state = base.state_dict()
+    return state_hash({k.replace(".base_layer.", "."): v for k, v in state.items() if ".lora_" not in k})
+
+
 def state_hash(state: Mapping[str, Tensor]) -> str:
     """`weights_hash` of a state dict, in whatever order it is given."""
     digest = hashlib.sha256()

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from rlpref.models.hashing import state_hash, weights_hash
+from rlpref.models.hashing import base_hash, weights_hash
 from rlpref.models.lm import has_adapter
 
 
@@ -47,9 +47,3 @@ def snapshot(policy: nn.Module) -> Reference:
 def adapter_is_zero(policy: nn.Module) -> bool:
     """Whether every LoRA B is zero, so that the adapter adds nothing."""
     return not any(p.any() for name, p in policy.named_parameters() if ".lora_B." in name)
-
-
-def base_hash(policy: nn.Module) -> str:
-    """`weights_hash` of the model under a peft adapter: what it was before the adapter was put on."""
-    state = policy.get_base_model().state_dict()
-    return state_hash({k.replace(".base_layer.", "."): v for k, v in state.items() if ".lora_" not in k})

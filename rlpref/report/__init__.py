@@ -3,9 +3,27 @@
 Reads only what runs left on disk and imports nothing else of rlpref.
 """
 
-from rlpref.report.cli import build
-from rlpref.report.folders import NoRuns
-from rlpref.report.frames import Sweep, load
-from rlpref.report.statistics import Interval, costs, headline, mean_interval
+from importlib import import_module
 
-__all__ = ["Interval", "NoRuns", "Sweep", "build", "costs", "headline", "load", "mean_interval"]
+_HOMES = {
+    "build": "cli",
+    "NoRuns": "folders",
+    "Sweep": "frames",
+    "load": "frames",
+    "Interval": "statistics",
+    "costs": "statistics",
+    "headline": "statistics",
+    "mean_interval": "statistics",
+}
+__all__ = list(_HOMES)
+
+
+def __getattr__(name: str):
+    """Imports on first use: the command line answers before pandas and matplotlib are loaded."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

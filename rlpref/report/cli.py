@@ -7,15 +7,12 @@ import sys
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
-
-from rich.console import Console
-from rich.table import Table
+from typing import TYPE_CHECKING
 
 from rlpref.report.folders import NoRuns
-from rlpref.report.frames import Sweep, load
-from rlpref.report.page import write
-from rlpref.report.statistics import headline
-from rlpref.report.tables import readable
+
+if TYPE_CHECKING:
+    from rlpref.report.frames import Sweep
 
 
 def build(folders: str | PathLike | Sequence[str | PathLike], quiet: bool = False) -> Path:
@@ -23,6 +20,8 @@ def build(folders: str | PathLike | Sequence[str | PathLike], quiet: bool = Fals
 
     Prints the headline table unless `quiet`. Raises NoRuns where a folder holds no run.
     """
+    from rlpref.report.frames import load
+
     several = [folders] if isinstance(folders, str | PathLike) else folders
     return _publish(load(*several), quiet)
 
@@ -36,6 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--strict", action="store_true", help="exit with 1 when a run failed or is missing")
     parser.add_argument("--quiet", action="store_true", help="print nothing")
     options = parser.parse_args(arguments)
+    from rlpref.report.frames import load  # after --help and bad arguments are answered
+
     try:
         sweep = load(*options.folders)
     except NoRuns as error:
@@ -47,6 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _publish(sweep: Sweep, quiet: bool) -> Path:
+    from rlpref.report.page import write
+
     page = write(sweep)
     if not quiet:
         _print(sweep, page)
@@ -54,15 +57,23 @@ def _publish(sweep: Sweep, quiet: bool) -> Path:
 
 
 def _print(sweep: Sweep, page: Path) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from rlpref.report.statistics import headline
+    from rlpref.report.tables import compact, text
+
     # Markup is off for all that comes from the runs: an error message may hold square brackets.
     console = Console(markup=False, highlight=False)
-    table = readable(headline(sweep))
+    table = headline(sweep)
     grid = Table(box=None, header_style="bold", pad_edge=False)
-    for name in table.columns:
+    for name in (short := compact(table)):
         grid.add_column(name, overflow="fold")
-    for row in table.values.tolist():
+    for row in short.values.tolist():
         grid.add_row(*row)
     console.print(grid)
+    for row in table[(table["note"] != "") & (table["method"] != "reference")].to_dict("records"):
+        console.print(f"{row['method']}, beta {text(row['beta'])}: {row['note']}")
     for run in sweep.unfinished.to_dict("records"):
         reason = run["error"].strip().splitlines()[-1] if isinstance(run["error"], str) else ""
         console.print(f"{run['status']}: {run['run']} {reason}".rstrip())

@@ -28,7 +28,7 @@ def _curves_figure(history: pd.DataFrame) -> Figure:
         measures |= {"win_rate": "win rate vs reference"}
     measures = {name: label for name, label in measures.items() if history[name].notna().any()}
     costs = {"steps": "optimizer steps", **_second_cost(history)}
-    look = Look.of(history["method"], history["beta"])
+    look = Look.of(history["method"], history["beta"], history["setting"])
     finished = history[history["done"]]
     figure = Figure(figsize=(1.7 + 2.6 * len(measures), 2.3 * len(costs) + 0.2), layout="constrained")
     axes = figure.subplots(len(costs), len(measures), squeeze=False, sharey="col")
@@ -50,8 +50,10 @@ def _second_cost(history: pd.DataFrame) -> dict[str, str]:
 
 
 def _curves_panel(axis: Axes, shown: pd.DataFrame, look: Look, cost: str, name: str) -> None:
-    keys = ["method", "beta"]
-    for (method, beta), cell in shown.dropna(subset=[name, cost]).groupby(keys, dropna=False, sort=False):
+    keys = ["method", "beta", "setting"]
+    for (method, beta, setting), cell in shown.dropna(subset=[name, cost]).groupby(
+        keys, dropna=False, sort=False
+    ):
         colour = look.colour(method, beta)
         groups = [rows for _, rows in cell.groupby("step") if len(rows) > 0]
         most = max(len(rows) for rows in groups)
@@ -59,7 +61,9 @@ def _curves_panel(axis: Axes, shown: pd.DataFrame, look: Look, cost: str, name: 
         x = np.array([rows[cost].mean() for rows in groups])
         mean, low, high = np.array([mean_interval(rows[name]) for rows in groups]).T
         alone = np.ptp(x) == 0
-        axis.plot(x[-1:] if alone else x, mean[-1:] if alone else mean, color=colour, lw=1.4)
+        axis.plot(
+            x[-1:] if alone else x, mean[-1:] if alone else mean, color=colour, lw=1.4, ls=look.lines[setting]
+        )
         edge, marker = look.styles[method]
         axis.plot(x[-1], mean[-1], marker=marker, mfc=colour, mec=edge, ms=4.5)
         if not alone:

@@ -34,7 +34,7 @@ def frontier(sweep: Sweep) -> Figure | None:
     if not panels:
         return None
     shown = pd.concat([history for _, history in panels])
-    look = Look.of(shown["method"], shown["beta"])
+    look = Look.of(shown["method"], shown["beta"], shown["setting"])
     with mpl.rc_context(RC):
         columns = min(len(panels), 3)
         rows = -(-len(panels) // columns)
@@ -58,6 +58,8 @@ def save(figure: Figure, folder: Path, name: str) -> bytes:
     FigureCanvasAgg(figure)
     content = {}
     with mpl.rc_context(RC):
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")  # laid out once, not once per format
         for kind in ("pdf", "png"):
             buffer = io.BytesIO()
             figure.savefig(buffer, format=kind, metadata={"CreationDate": None} if kind == "pdf" else None)
@@ -70,10 +72,11 @@ def _frontier_panel(axis: Axes, sweep: Sweep, history: pd.DataFrame, look: Look)
     ends = history.groupby("run", sort=False).tail(1)
     exact = bool(history["exact"].all())
     for _, path in history.groupby("run", sort=False):
-        method, beta, done = path.iloc[-1][["method", "beta", "done"]]
-        line = "-" if done else ":"
-        axis.plot(path["kl"], path["reward"], line, lw=0.7, alpha=0.75, color=look.colour(method, beta))
-    for (method, beta), cell in ends[ends["done"]].groupby(["method", "beta"], dropna=False, sort=False):
+        method, beta, setting, done = path.iloc[-1][["method", "beta", "setting", "done"]]
+        line = look.lines[setting] if done else ":"
+        axis.plot(path["kl"], path["reward"], ls=line, lw=0.7, alpha=0.75, color=look.colour(method, beta))
+    keys = ["method", "beta", "setting"]
+    for (method, beta, _), cell in ends[ends["done"]].groupby(keys, dropna=False, sort=False):
         edge, marker = look.styles[method]
         shape = {"marker": marker, "mfc": look.colour(method, beta), "mec": edge, "ls": "", "zorder": 4}
         axis.plot(cell["kl"], cell["reward"], ms=6.5 if exact else 3.5, alpha=0.9 if exact else 0.6, **shape)

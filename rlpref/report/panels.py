@@ -13,12 +13,14 @@ from rlpref.report.tables import text
 
 
 def problems(sweep: Sweep, needed: tuple[str, ...]) -> Iterator[tuple[str, pd.DataFrame]]:
-    """(title, evaluation rows with kl, reward, regret, win_rate, steps, samples, labels) of each problem."""
+    """(title, evaluation rows) of each problem; the rows have kl, reward, regret, win_rate, steps, samples,
+    labels, `exact`, `done`, and `setting`: what was swept beyond method and beta, as text."""
     history = measured(evaluations(sweep.history))
     status = sweep.runs.set_index("run")["status"]
     history["done"] = history["run"].map(status) == "done"
     history = history[history["method"].notna() & (history["run"].map(status) != "duplicate")]
     history = history.dropna(subset=list(needed))
+    history["setting"] = _setting(history, [key for key in sweep.keys if key not in sweep.problem_keys])
     keys = sweep.problem_keys
     for cell in history[keys].drop_duplicates().to_dict("records") if keys else [{}]:
         rows = matching(history, cell)
@@ -41,3 +43,13 @@ def measured(history: pd.DataFrame) -> pd.DataFrame:
     history["samples"] = history.get("cost/samples", nothing)
     history["labels"] = history.get("cost/labels", nothing)
     return history
+
+
+def _setting(history: pd.DataFrame, keys: list[str]) -> list[str]:
+    """'rounds 3' where algorithm.rounds is swept; a key that a method does not have is left out."""
+    return [
+        ", ".join(
+            f"{key.split('.')[-1]} {text(value)}" for key, value in zip(keys, row) if not pd.isna(value)
+        )
+        for row in history[keys].values.tolist()
+    ]

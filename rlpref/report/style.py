@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 
 import numpy as np
 from matplotlib.colors import to_rgb
@@ -27,6 +28,7 @@ RC = {
 }
 # Okabe & Ito 2008, without yellow (too light for a line) and black (the frontier).
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+LINES = ("-", "--", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "h")
 FIRST = ("dpo", "ipo", "iterative_dpo", "ppo", "sft", "reward_model")
 
@@ -80,4 +82,9 @@ def legend(figure: Figure, look: Look, extra: list[Line2D], markers: bool) -> No
             grey = shade("#404040", index, len(look.betas))
             fill = {"mfc": grey, "mec": "#404040"}
             entries.append(Line2D([], [], marker="o", ls="", ms=6, label=f"β = {beta:g}", **fill))
+    if len(look.lines) > 1:
+        entries += [
+            Line2D([], [], color="#404040", ls=line, label=setting or "as is")
+            for setting, line in look.lines.items()
+        ]
     figure.legend(handles=[*entries, *extra], loc="outside right upper", alignment="left")

@@ -34,6 +34,18 @@ def readable(headline: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(columns)
 
 
+def compact(headline: pd.DataFrame) -> pd.DataFrame:
+    """The headline for a terminal: 'mean ±half of the interval', without the columns source and note."""
+    short = readable(headline).drop(columns=["source", "note"])
+    for name in (name for name in METRICS if name in headline):
+        half, places = (headline[f"{name}_high"] - headline[f"{name}_low"]) / 2, DECIMALS.get(name, 3)
+        short[TITLES[name]] = [
+            "-" if math.isnan(mean) else f"{mean:.{places}f} ±{'-' if math.isnan(h) else f'{h:.{places}f}'}"
+            for mean, h in zip(headline[name], half)
+        ]
+    return short
+
+
 def text(value: object) -> str:
     """A setting or a number in short: '-' for NaN and None, no trailing zeros, thousands apart."""
     if value is None or (isinstance(value, float) and math.isnan(value)) or value is pd.NA:

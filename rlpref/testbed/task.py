@@ -62,7 +62,8 @@ def make_testbed(vocab: int, horizon: int, prompts: int, seed: int, reward: str)
     ends[depth == horizon - 1] = True
     generator = torch.Generator().manual_seed(seed)
     previous = prefixes.gather(1, (depth - 1).clamp(min=0)[:, None])[:, 0]  # -1 (the last row) at the start
-    bigram = torch.randn(prompts, vocab + 1, vocab, generator=generator, dtype=torch.float64)
+    # Spread 0.5: every answer stays likely enough that pairs from the reference can tell its reward.
+    bigram = 0.5 * torch.randn(prompts, vocab + 1, vocab, generator=generator, dtype=torch.float64)
     ref = bigram[:, previous].log_softmax(-1)
     task = Testbed(tree, seed, reward, prefixes, depth, ends, ref, torch.zeros_like(ref))
     task.rewards = _standardised(task, family(task, generator))

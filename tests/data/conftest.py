@@ -6,7 +6,23 @@ from transformers import PreTrainedTokenizerFast
 
 from rlpref.data.context import DataContext
 
-WORDS = "<unk> <bos> <eos> the film was great bad dull very and a b c d".split()
+WORDS = [
+    "<unk>",
+    "<bos>",
+    "<eos>",
+    "the",
+    "film",
+    "was",
+    "great",
+    "bad",
+    "dull",
+    "very",
+    "and",
+    "a",
+    "b",
+    "c",
+    "d",
+]
 CHAT = (
     "{% for m in messages %}<{{ m['role'] }}> {{ m['content'] }} <end> {% endfor %}"
     "{% if add_generation_prompt %}<assistant>{% endif %}"

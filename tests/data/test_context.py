@@ -42,5 +42,5 @@ def test_a_fraction_outside_the_open_interval_is_an_error(fraction):
 
 
 def test_an_empty_side_is_an_error():
-    with pytest.raises(ConfigError, match="leaves no (test|train) rows"):
+    with pytest.raises(ConfigError, match=r"leaves no (test|train) rows"):
         split_by_group(ROWS[:3], 0.5, seed=0)

@@ -43,9 +43,9 @@ def test_the_same_settings_give_the_same_data(context, path):
 
 
 def test_unknown_sources_and_settings_are_named(context, path):
-    with pytest.raises(ConfigError, match="'jsnl' is not known. Did you mean 'jsonl'"):
+    with pytest.raises(ConfigError, match=r"'jsnl' is not known. Did you mean 'jsonl'"):
         make_data({}, context, "jsnl")
-    with pytest.raises(ConfigError, match="does not use 'bad_row'. Did you mean 'bad_rows'"):
+    with pytest.raises(ConfigError, match=r"does not use 'bad_row'. Did you mean 'bad_rows'"):
         make_data({"path": path, "bad_row": "skip"}, context, "jsonl")
     with pytest.raises(ConfigError, match="needs a value for: bad_rows"):
         make_data({"path": path}, context, "jsonl")

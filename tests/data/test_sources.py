@@ -84,7 +84,7 @@ def test_a_name_that_is_neither_file_nor_hub_set_is_an_error(context, monkeypatc
         raise ConnectionError("no way to the hub")
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    with pytest.raises(ConfigError, match="no file here.*no way to the hub"):
+    with pytest.raises(ConfigError, match=r"no file here.*no way to the hub"):
         jsonl(context, "someone/pairs", "error")
     with pytest.raises(ConfigError, match="There is no file"):
         jsonl(context, "absent.jsonl", "error")
@@ -95,16 +95,17 @@ def test_every_source_is_registered():
 
 
 @needs_harmless
-def test_hh_harmless_loads_its_1844_rows(context):
-    split = hh(replace(context, test_fraction=0.2), str(HARMLESS), "error")
-    assert len(split.train) + len(split.test) == 1844
-    assert split.skipped == 0
+def test_hh_harmless_loads_its_1844_rows_of_which_4_have_an_empty_chosen(context):
+    split = hh(replace(context, test_fraction=0.2), str(HARMLESS), "skip")
+    assert (len(split.train) + len(split.test), split.skipped) == (1840, 4)
+    with pytest.raises(ConfigError, match=r"4 bad rows(?s:.*):72: 'chosen' is empty"):
+        hh(context, str(HARMLESS), "error")
     assert not {row.group for row in split.train} & {row.group for row in split.test}
 
 
 @needs_harmless
 def test_real_dialogues_survive_the_round_through_anthropics_format(tmp_path):
-    rows, _ = read_jsonl(HARMLESS, "error")
+    rows, _ = read_jsonl(HARMLESS, "skip")
     dialogues = [
         {
             "chosen": f"{dialogue_text(row.prompt)} {row.chosen}",

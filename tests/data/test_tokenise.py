@@ -73,7 +73,7 @@ def test_completions_that_cannot_be_scored_are_refused(words):
         encode_completion(words, "", False, 4)
     with pytest.raises(ConfigError, match="EOS token in its middle"):
         encode_completion(words, "great <eos> bad", True, 4)
-    with pytest.raises(ConfigError, match="row 'r7' .rejected."):
+    with pytest.raises(ConfigError, match=r"row 'r7' .rejected."):
         encode_pairs([Row("r7", SHORT, "great", " ", rejected_finished=False)], words, 8, 4)
     words.eos_token = None
     with pytest.raises(ConfigError, match="no EOS"):

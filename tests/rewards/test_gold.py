@@ -7,7 +7,7 @@ from rlpref.rewards.gold import VaderScorer
 from rlpref.rewards.scorer import completion_ids, completion_texts
 from rlpref.types import Sequences
 
-WORDS = "<eos> the film was great terrible not table".split()
+WORDS = ["<eos>", "the", "film", "was", "great", "terrible", "not", "table"]
 EOS, THE, FILM, WAS, GREAT, TERRIBLE, NOT, TABLE = range(8)
 
 
