@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import yaml
 
 from rlpref import checkpoint
 from rlpref.algorithms import Algorithm, make_algorithm
-from rlpref.binding import ConfigError, bind, choose, did_you_mean
+from rlpref.binding import ConfigError, bind, choose, did_you_mean, hyperparameters
 from rlpref.data.context import DataContext
 from rlpref.data.preferences import PreferenceData, make_data
 from rlpref.data.sources import SOURCES
@@ -20,7 +20,7 @@ from rlpref.models.bundle import Models
 from rlpref.models.gguf import cache_dir, smollm2_135m
 from rlpref.models.heads import ScalarHead, critic_from, scalar_model
 from rlpref.models.llama2c import stories260k
-from rlpref.models.lm import hf
+from rlpref.models.lm import check_precision, hf
 from rlpref.models.reference import freeze
 from rlpref.rewards.gold import VaderScorer
 from rlpref.rewards.learned import LearnedReward
@@ -31,8 +31,10 @@ from rlpref.trainer import OptimizerSettings, TrainingSettings
 LANGUAGE_MODELS = {"hf": hf, "smollm2_135m": smollm2_135m, "stories260k": stories260k}
 MODELS = TESTBED_MODELS | LANGUAGE_MODELS
 SECTIONS = (
-    "algorithm model data reward evaluation optimizer logger beta temperature seed init testbed training device threads"
+    "algorithm model data reward budget evaluation optimizer logger beta temperature seed init testbed training device threads"
 ).split()
+POSITIVE = {"rounds", "epochs", "batch_size", "prompts_per_round", "k", "times", "prompts", "pairs"}
+POSITIVE |= {"micro_batch_size", "chunk", "log_every", "checkpoint_every", "max_steps"}
 DATA_KEYS = ("source", "seed", "gold", "max_prompt_length", "max_completion_length", "test_fraction")
 
 
@@ -70,14 +72,16 @@ def check(config: dict, overridden: tuple[str, ...] = ()) -> Checked:
     model = {key: value for key, value in config["model"].items() if key not in ("kind", "lr")}
     kind = config["model"]["kind"]
     builder = bind(choose(MODELS, kind, "model.kind"), model, f"model '{kind}'", int(kind in TESTBED_MODELS))
+    if kind in LANGUAGE_MODELS:
+        check_precision(model["dtype"], model["attn_implementation"], model["lora"])
+    _check_values(config)
     data = dict(config["data"])
-    for key in DATA_KEYS:
-        if key not in data:
-            raise ConfigError(f"data needs '{key}'.")
     source = choose(SOURCES, data["source"], "data.source")
     bind(source, _source_settings(data), f"data source '{data['source']}'", 1)
     choose(GOLD, str(data["gold"]), "data.gold")
+    _check_fit(kind, data)
     _check_reward(config, made)
+    _check_budget(config["budget"])
     evaluation = dict(bind(_evaluation, config["evaluation"], "evaluation").keywords)
     return Checked(
         made,
@@ -92,7 +96,68 @@ def check(config: dict, overridden: tuple[str, ...] = ()) -> Checked:
 def _evaluation(times: int, prompts: int, k: int, pairs: int, samples: int): ...
 
 
-def _logger(mode: str, project: str): ...
+def _logger(mode: Literal["offline", "online", "disabled"], project: str): ...
+
+
+def _run(
+    beta: float,
+    temperature: float,
+    seed: int,
+    init: str | None,
+    device: Literal["auto", "cpu", "cuda"],
+    threads: int,
+): ...
+
+
+def _data(
+    source: str,
+    seed: int,
+    gold: str | None,
+    max_prompt_length: int,
+    max_completion_length: int,
+    test_fraction: float | None,
+): ...
+
+
+def _check_values(config: dict) -> None:
+    """Types of what no section's function takes, counts that must be positive, and the run to start from."""
+    bind(_run, {key: config[key] for key in hyperparameters(_run)}, "the run")
+    bind(_data, {key: config["data"][key] for key in DATA_KEYS if key in config["data"]}, "data")
+    bind(make_testbed, config["testbed"], "testbed")
+    for section in ("algorithm", "training", "evaluation"):
+        for key, value in config[section].items():
+            if key in POSITIVE and isinstance(value, int) and value < 1:
+                raise ConfigError(f"{section}.{key} must be at least 1, not {value}.")
+    for key in ("temperature", "threads"):
+        if not config[key] > 0:
+            raise ConfigError(f"{key} must be above 0, not {config[key]}.")
+    if config["init"]:
+        _weights(config["init"], "policy")
+
+
+def _check_fit(kind: str, data: dict) -> None:
+    """The testbed's models speak the testbed's language, and nobody else does."""
+    exact = [kind in TESTBED_MODELS, data["source"] == "testbed", data["gold"] == "testbed"]
+    if exact[0] != exact[1] or (exact[2] and not exact[0]):
+        raise ConfigError(
+            f"model '{kind}' cannot use data '{data['source']}' with gold '{data['gold']}': the testbed's are "
+            "for model=tabular and model=tiny, all others for language models."
+        )
+
+
+def _budget(
+    batch_size: int, offline: dict, sft: dict, reward_model: dict, iterative: dict, ppo: dict
+): ...
+
+
+def _check_budget(budget: dict) -> None:
+    """The budget is a table that conf/algorithm reads from; a misspelt entry would be read by nobody."""
+    bind(_budget, budget, "budget")
+    for kind, entries in budget.items():
+        known = ("rounds", "epochs", "prompts_per_round", "k")
+        for key in entries if isinstance(entries, dict) else ():
+            if key not in known:
+                raise ConfigError(f"budget.{kind} does not use '{key}'.{did_you_mean(key, known)}")
 
 
 def _refuse_unread(config: dict, overridden: tuple[str, ...]) -> None:
@@ -125,8 +190,8 @@ def _check_reward(config: dict, algorithm: Algorithm) -> None:
             f"algorithm '{config['algorithm']['name']}' scores answers, but there is no reward: data source "
             f"'{config['data']['source']}' has no gold scorer. Set reward=learned reward.path=<run of reward_model>."
         )
-    if reward["kind"] == "learned" and not (Path(reward["path"]) / "checkpoints").exists():
-        raise ConfigError(f"reward.path '{reward['path']}' is no run folder with checkpoints.")
+    if reward["kind"] == "learned":
+        _weights(reward["path"], "reward_model")
 
 
 GOLD = {
@@ -205,7 +270,8 @@ def _load_reward_model(config: dict, models: Models, empty: ScalarHead) -> Scala
 def _weights(run_folder: str | os.PathLike, name: str) -> Path:
     path, _ = checkpoint.latest(Path(run_folder) / "checkpoints")
     if path is None or not (path / f"{name}.safetensors").exists():
-        raise ConfigError(f"run folder '{run_folder}' has no trained {name}.")
+        key = "init" if name == "policy" else "reward.path"
+        raise ConfigError(f"{key}: '{run_folder}' is no run folder with a trained {name}.")
     return path / f"{name}.safetensors"
 
 

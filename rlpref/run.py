@@ -17,7 +17,8 @@ from rlpref.evaluation.evaluator import Evaluator
 from rlpref.evaluation.exact import make_exact
 from rlpref.logging.card import environment, peak_memory_mb
 from rlpref.logging.folder import RunFolder, write_atomically, write_json
-from rlpref.logging.mirror import make_mirror
+from rlpref.logging.mirror import NoMirror, make_mirror
+from rlpref.report import run_figure
 from rlpref.trainer import Trainer
 
 NOT_IDENTITY = ("logger",)  # sections that do not change what a run computes
@@ -53,7 +54,6 @@ def run(config: dict, folder: Path, group: str | None = None, overridden: tuple[
     except Exception as error:
         run_folder.set_status("failed", identity, f"{type(error).__name__}: {error}")
         raise
-    run_folder.set_status("done", identity)
     return summary
 
 
@@ -98,17 +98,13 @@ def _train(config: dict, checked, folder: RunFolder, group: str) -> dict:
         write_json(folder.path / "run.json", card | {"wall_seconds": wall, "peak_memory_mb": peak_memory_mb()})
         summary = last | {"wall_seconds": wall}
         write_json(folder.path / "summary.json", summary)
-        _final_figure(folder.path, mirror)
+        folder.set_status("done", config_hash(config))
+        if not isinstance(mirror, NoMirror) and (figure := run_figure(folder.path)):
+            mirror.image("frontier", figure)
         failed = False
     finally:
         mirror.finish(failed)
     return summary
-
-
-def _final_figure(folder: Path, mirror) -> None:
-    from rlpref.report import run_figure
-
-    mirror.image("frontier", run_figure(folder))
 
 
 def _card(config: dict, parts: Parts) -> dict:

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from rlpref.report.folders import write_atomically
-from rlpref.report.frames import Sweep
+from rlpref.report.frames import Sweep, load
 from rlpref.report.panels import problems
 from rlpref.report.statistics import mean_interval
 from rlpref.report.style import RC, Look, legend
@@ -51,6 +51,20 @@ def frontier(sweep: Sweep) -> Figure | None:
             extra.append(Line2D([], [], color="black", marker="x", ls="", ms=5, label="optimum at a beta"))
         legend(figure, look, extra, markers=True)
         return figure
+
+
+def run_figure(folder: Path) -> Path | None:
+    """The `frontier` figure of one run, ended or about to end: <folder>/report/frontier.png.
+
+    None where the run evaluated no reward and KL (a reward model).
+    """
+    sweep = load(folder)
+    sweep.runs["status"] = sweep.runs["status"].replace("running", "done")
+    figure = frontier(sweep)
+    if figure is None:
+        return None
+    save(figure, Path(folder) / "report", "frontier")
+    return Path(folder) / "report" / "frontier.png"
 
 
 def save(figure: Figure, folder: Path, name: str) -> bytes:

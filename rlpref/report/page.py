@@ -14,7 +14,7 @@ from rlpref.report.folders import write_atomically
 from rlpref.report.frames import Sweep
 from rlpref.report.grid import flatten
 from rlpref.report.statistics import costs, headline
-from rlpref.report.tables import markdown, readable, text
+from rlpref.report.tables import markdown, readable, short_name, text
 
 PROMPTS_SHOWN = 6
 PROVENANCE = {"commit": "git commit", "dirty": "uncommitted changes", "rows_hash": "data hash"}
@@ -43,7 +43,7 @@ def write(sweep: Sweep) -> Path:
         exact="regret" in table,
         sampled="win_rate" in table,
         figures=_figures(sweep, folder),
-        costs=costs(sweep).map(text),
+        costs=costs(sweep).rename(columns=short_name).map(text),
         unfinished=_unfinished(sweep),
         samples=_samples(sweep),
         cards=_cards(sweep),
@@ -128,7 +128,7 @@ def _answers(rows: pd.DataFrame, order: dict[str, int], keys: list[str]) -> list
         written = rows["ref_answer"].dropna().iloc[0]
         answers.append({"label": "reference", "reward": "", "text": written})
     for row in sorted(rows.to_dict("records"), key=lambda row: order[row["run"]]):
-        settings = [f"{key.split('.')[-1]} {text(row[key])}" for key in keys]
+        settings = [f"{short_name(key)} {text(row[key])}" for key in keys]
         label = ", ".join([row["method"], f"β {text(row['beta'])}", *settings])
         reward = f"reward {text(row.get('reward'))}"
         answers.append({"label": label, "reward": reward, "text": row["answer"]})

@@ -9,7 +9,7 @@ import pandas as pd
 
 from rlpref.report.frames import Sweep, evaluations
 from rlpref.report.statistics import matching
-from rlpref.report.tables import text
+from rlpref.report.tables import short_name, text
 
 
 def problems(sweep: Sweep, needed: tuple[str, ...]) -> Iterator[tuple[str, pd.DataFrame]]:
@@ -25,7 +25,7 @@ def problems(sweep: Sweep, needed: tuple[str, ...]) -> Iterator[tuple[str, pd.Da
     for cell in history[keys].drop_duplicates().to_dict("records") if keys else [{}]:
         rows = matching(history, cell)
         if len(rows):
-            yield ", ".join(f"{key.split('.')[-1]} {text(value)}" for key, value in cell.items()), rows
+            yield ", ".join(f"{short_name(key)} {text(value)}" for key, value in cell.items()), rows
 
 
 def measured(history: pd.DataFrame) -> pd.DataFrame:
@@ -48,8 +48,6 @@ def measured(history: pd.DataFrame) -> pd.DataFrame:
 def _setting(history: pd.DataFrame, keys: list[str]) -> list[str]:
     """'rounds 3' where algorithm.rounds is swept; a key that a method does not have is left out."""
     return [
-        ", ".join(
-            f"{key.split('.')[-1]} {text(value)}" for key, value in zip(keys, row) if not pd.isna(value)
-        )
+        ", ".join(f"{short_name(key)} {text(value)}" for key, value in zip(keys, row) if not pd.isna(value))
         for row in history[keys].values.tolist()
     ]

@@ -56,18 +56,21 @@ class Look:
 
     styles: dict[str, tuple[str, str]]
     betas: list[float]
+    lines: dict[str, str | tuple]  # by what else is swept
 
     @classmethod
-    def of(cls, methods: Iterable[str], betas: Iterable[float]) -> Look:
+    def of(cls, methods: Iterable[str], betas: Iterable[float], settings: Iterable[str]) -> Look:
         return cls(
-            method_styles(list(dict.fromkeys(methods))), sorted({b for b in betas if not math.isnan(b)})
+            styles=method_styles(list(dict.fromkeys(methods))),
+            betas=sorted({beta for beta in betas if not math.isnan(beta)}),
+            lines=dict(zip(sorted(set(settings)), cycle(LINES))),
         )
 
     def colour(self, method: str, beta: float) -> tuple[float, float, float]:
-        """The method's colour, lighter for a smaller beta."""
-        known = beta in self.betas
-        return shade(
-            self.styles[method][0], self.betas.index(beta) if known else 0, len(self.betas) if known else 1
+        """The method's colour, lighter for a smaller beta; the full colour where there is no beta."""
+        colour = self.styles[method][0]
+        return (
+            shade(colour, self.betas.index(beta), len(self.betas)) if beta in self.betas else to_rgb(colour)
         )
 
 
@@ -84,7 +87,7 @@ def legend(figure: Figure, look: Look, extra: list[Line2D], markers: bool) -> No
             entries.append(Line2D([], [], marker="o", ls="", ms=6, label=f"β = {beta:g}", **fill))
     if len(look.lines) > 1:
         entries += [
-            Line2D([], [], color="#404040", ls=line, label=setting or "as is")
+            Line2D([], [], color="#404040", ls=line, label=setting or "not set")
             for setting, line in look.lines.items()
         ]
     figure.legend(handles=[*entries, *extra], loc="outside right upper", alignment="left")

@@ -30,7 +30,8 @@ def readable(headline: pd.DataFrame) -> pd.DataFrame:
             places = DECIMALS.get(name, 3)
             columns[TITLES[name]] = [_interval(*row, places) for row in zip(headline[name], low, high)]
         elif not name.endswith(("_low", "_high")):
-            columns[TITLES.get(name, name)] = [text(value) for value in headline[name]]
+            title = TITLES.get(name) or short_name(name)
+            columns[name if title in columns else title] = [text(value) for value in headline[name]]
     return pd.DataFrame(columns)
 
 
@@ -44,6 +45,14 @@ def compact(headline: pd.DataFrame) -> pd.DataFrame:
             for mean, h in zip(headline[name], half)
         ]
     return short
+
+
+def short_name(key: str) -> str:
+    """'algorithm.rounds' -> 'rounds', 'model.kind' -> 'model', 'testbed.seed' -> 'testbed seed'."""
+    *above, last = key.split(".")
+    if not above or last not in ("kind", "name", "source", "seed"):
+        return last
+    return f"{above[-1]} seed" if last == "seed" else above[-1]
 
 
 def text(value: object) -> str:

@@ -1,0 +1,104 @@
+"""Builders that the tests of several rooms share."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from rlpref.data.context import DataContext
+from rlpref.data.preferences import make_data
+from rlpref.models.bundle import Models
+from rlpref.models.reference import freeze
+from rlpref.models.tabular import TabularLM
+from rlpref.testbed.task import TestbedScorer, make_testbed
+from rlpref.testbed.tokenizer import testbed_tokenizer
+
+
+@pytest.fixture
+def task():
+    return make_testbed(vocab=3, horizon=3, prompts=2, seed=5, reward="ngram")
+
+
+@pytest.fixture
+def random_policy():
+    """Conditionals of a policy on a task: random next-token distributions, all of full support."""
+
+    def build(task, seed, spread=1.0):
+        generator = torch.Generator().manual_seed(seed)
+        logits = torch.randn(task.ref.shape, generator=generator, dtype=torch.float64)
+        return (spread * logits).log_softmax(-1)
+
+    return build
+
+
+@pytest.fixture
+def testbed_models():
+    """Models on a task: the reference is the task's, the policy has the given conditionals (or the same)."""
+
+    def build(task, policy=None, temperature=1.0, chunk=512) -> Models:
+        tree = task.tree
+        model = TabularLM(tree.vocab, tree.horizon, tree.prompts).set_conditionals(task.ref)
+        reference = freeze(model)
+        if policy is not None:
+            model.set_conditionals(policy)
+        scorer = TestbedScorer(task)
+        return Models(
+            policy=model,
+            ref=reference,
+            initial=reference,
+            tokenizer=testbed_tokenizer(tree.vocab, tree.prompts),
+            eos_token_id=0,
+            temperature=temperature,
+            max_new_tokens=tree.horizon,
+            chunk=chunk,
+            reward=scorer,
+            gold=scorer,
+        )
+
+    return build
+
+
+@pytest.fixture
+def testbed_data():
+    """Bradley-Terry pairs of a task's reference."""
+
+    def build(task, models, pairs=64, test_pairs=64):
+        context = DataContext(
+            tokenizer=models.tokenizer,
+            model=models.policy,
+            task=task,
+            gold=models.gold,
+            seed=0,
+            test_fraction=0.5,
+            max_prompt_length=1,
+            max_completion_length=task.tree.horizon,
+            temperature=1.0,
+            device="cpu",
+            cache=Path(),
+        )
+        return make_data({"pairs": pairs, "test_pairs": test_pairs}, context, "testbed")
+
+    return build
+
+
+@pytest.fixture
+def random_llama():
+    """A Llama of two layers with random weights of a size that makes its distributions uneven; token 0 is EOS."""
+
+    def build(seed=0, dtype=torch.float64):
+        config = LlamaConfig(
+            vocab_size=12,
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            initializer_range=0.3,
+            eos_token_id=0,
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return LlamaForCausalLM(config).to(dtype).eval()
+
+    return build

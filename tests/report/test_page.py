@@ -1,0 +1,128 @@
+import re
+import subprocess
+import sys
+import time
+from html.parser import HTMLParser
+
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+from synthetic_sweep import DAMAGED, FAILED, write_run
+
+from rlpref.report import build, load, run_figure
+from rlpref.report.cli import main
+from rlpref.report.curves import curves
+from rlpref.report.figures import frontier
+
+PRODUCTS = {"index.html", "headline.csv", "headline.md"} | {
+    f"{name}.{kind}" for name in ("frontier", "curves") for kind in ("png", "pdf")
+}
+
+
+@pytest.fixture(scope="module")
+def page(testbed_sweep):
+    return build(testbed_sweep, quiet=True)
+
+
+def test_everything_is_written_and_nothing_is_left_over(page):
+    assert {path.name for path in page.parent.iterdir()} == PRODUCTS
+    assert (page.parent / "frontier.png").read_bytes().startswith(b"\x89PNG")
+    assert (page.parent / "curves.pdf").read_bytes().startswith(b"%PDF")
+    assert len(pd.read_csv(page.parent / "headline.csv")) == 9
+
+
+def test_the_page_makes_no_request(page):
+    links = []
+
+    class Links(HTMLParser):
+        def handle_starttag(self, tag, attributes):
+            links.extend(value for name, value in attributes if name in ("src", "href", "srcset"))
+
+    Links().feed(page.read_text())
+    assert len(links) == 2
+    assert all(link.startswith("data:image/png;base64,") for link in links)
+    assert not re.search(r"url\(|@import|https?://", page.read_text())
+
+
+def test_the_page_names_what_failed_and_escapes_text(page):
+    text = page.read_text()
+    assert FAILED in text
+    assert DAMAGED in text
+    assert "missing: seed 2" in text
+    assert "prompt 0 &lt;b&gt;" in text
+    assert "reference says 0" in text
+    assert "ppo says 0 at 900" in text
+    assert "ppo says 0 at 0<" not in text  # only the last evaluation
+    assert "git commit: abc1234" in text
+
+
+def test_24_runs_are_reported_again_in_seconds_and_alike(page):
+    first, start = page.read_text(), time.process_time()
+    assert build([page.parent.parent], quiet=True).read_text() == first
+    assert time.process_time() - start < 15  # about 3 on an idle core
+
+
+def test_axes_follow_the_runs(testbed_sweep):
+    sweep = load(testbed_sweep)
+    sweep.frontier["kl"] *= 3
+    figure = frontier(sweep)
+    assert isinstance(figure, Figure)
+    low, high = figure.axes[0].get_xlim()
+    reached = sweep.history["exact/kl"].max()
+    assert low <= 0
+    assert reached < high < 1.2 * reached
+    assert sweep.frontier["kl"].max() > high
+
+
+def test_a_run_that_is_about_to_end_has_its_figure(tmp_path):
+    run = write_run(tmp_path / "a", "dpo", 0.1, 0)
+    (run / "status.json").write_text('{"status": "running"}')
+    assert run_figure(run).read_bytes().startswith(b"\x89PNG")
+    assert run_figure(write_run(tmp_path / "b", "sft", 0.1, 0, lambda *_: {"eval/accuracy": 0.6})) is None
+
+
+def test_each_problem_has_its_own_panel_and_curves(tmp_path):
+    for kind in ("lm", "tabular"):
+        write_run(tmp_path / kind, "dpo", 0.1, 0, model={"kind": kind})
+    sweep = load(tmp_path)
+    assert [axis.get_title() for axis in frontier(sweep).axes] == ["model lm", "model tabular"]
+    assert list(curves(sweep)) == ["model lm", "model tabular"]
+
+
+def test_runs_without_evaluation_still_make_a_page(tmp_path, capsys):
+    write_run(tmp_path / "a", "reward_model", 0.1, 0, lambda *_: {"eval/accuracy": 0.6})
+    write_run(tmp_path / "b", "sft", 0.1, 0, lambda *_: {})
+    page = build(tmp_path)
+    assert {path.name for path in page.parent.iterdir()} == {"index.html", "headline.csv", "headline.md"}
+    assert "reward_model" in capsys.readouterr().out
+
+
+def test_a_sweep_of_nothing_but_damage_makes_a_page(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "status.json").write_text("")
+    assert "config.yaml is missing" in build(tmp_path, quiet=True).read_text()
+
+
+def test_command_line(tmp_path, capsys):
+    write_run(tmp_path / "good", "sft", 0.1, 0, lambda *_: {"eval/accuracy": 0.6})
+    bad = write_run(tmp_path / "bad", "sft", 0.1, 1, lambda *_: {})
+    (bad / "status.json").write_text('{"status": "failed", "error": "Traceback\\nValueError: [a] b"}')
+    assert main([str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert "failed: bad ValueError: [a] b" in out
+    assert out.replace("\n", "").endswith(f"report: {tmp_path / 'report' / 'index.html'}")
+    assert main(["--strict", "--quiet", str(tmp_path)]) == 1
+    assert main(["--strict", "--quiet", str(tmp_path / "good")]) == 0
+    assert capsys.readouterr().out == ""
+    assert main([str(tmp_path / "report")]) == 2
+    error = capsys.readouterr().err
+    assert len(error.splitlines()) == 1
+    assert "holds no run" in error
+
+
+def test_the_room_needs_no_torch_and_help_needs_no_pandas():
+    code = (
+        "import sys, rlpref.report.cli; assert 'pandas' not in sys.modules; import rlpref.report.page;"
+        "assert not {'torch', 'transformers', 'hydra', 'wandb'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

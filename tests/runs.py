@@ -1,0 +1,101 @@
+"""How the system tests run the laboratory: compose a configuration, run it here or in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from unittest import mock
+
+import hydra
+from omegaconf import OmegaConf
+
+ROOT = Path(__file__).parents[1]
+CONF = ROOT / "conf"
+SHARED = ROOT.parent / "shared" / "data"
+
+TINY = ["threads=1", "logger.mode=disabled", "training.log_every=1"]
+TINY += ["evaluation.times=2", "evaluation.prompts=4", "evaluation.k=4", "evaluation.pairs=20", "evaluation.samples=1"]
+TESTBED = [*TINY, "data.pairs=40", "data.test_pairs=20"]
+ONLINE = ["algorithm.rounds=3", "algorithm.epochs=2", "algorithm.prompts_per_round=8", "algorithm.k=4"]
+METHODS = {
+    "sft": ["algorithm=sft", "algorithm.epochs=3"],
+    "reward_model": ["algorithm=reward_model", "algorithm.epochs=3"],
+    "dpo": ["algorithm=dpo", "algorithm.epochs=3"],
+    "ipo": ["algorithm=ipo", "algorithm.epochs=3"],
+    "iterative_dpo": ["algorithm=iterative_dpo", *ONLINE],
+    "ppo": ["algorithm=ppo", *ONLINE],
+}
+METHODS = {name: [*settings, "algorithm.batch_size=16"] for name, settings in METHODS.items()}
+
+
+def compose(*overrides: str) -> tuple[dict, tuple[str, ...]]:
+    """(the resolved configuration as plain values, the keys that were set by hand)."""
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        config = hydra.compose("train", list(overrides))
+    keys = tuple(override.split("=")[0].lstrip("+~") for override in overrides)
+    return OmegaConf.to_container(config, resolve=True, throw_on_missing=True), keys
+
+
+def run(folder: Path, *overrides: str) -> dict:
+    """One run in this process; the figure at its end, a second of work, is left to the tests of the command."""
+    from rlpref.run import run
+
+    config, keys = compose(*overrides)
+    with mock.patch("rlpref.run._final_figure"):
+        return run(config, Path(folder), overridden=keys)
+
+
+def run_alone(jobs: list[tuple[Path, list[str]]]) -> None:
+    """Each job in a process of its own that has imported rlpref and run nothing."""
+    encoded = json.dumps([(str(folder), overrides) for folder, overrides in jobs])
+    subprocess.run([sys.executable, __file__, encoded], check=True, env=clean_environment(), stdin=subprocess.DEVNULL)
+
+
+def clean_environment(home: Path | None = None) -> dict[str, str]:
+    """The environment without wandb's settings, and with another home where one is given."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("WANDB_")}
+    kept.pop("PYTHONDONTWRITEBYTECODE", None)  # without bytecode every start compiles all of torch anew
+    return kept | ({"HOME": str(home)} if home else {})
+
+
+def read_rows(file: Path) -> list[dict]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def metrics(folder: Path) -> list[dict]:
+    """The rows of a run without their times: all that must be the same when the run is made again."""
+    return [
+        {key: value for key, value in row.items() if not key.startswith("time/")}
+        for row in read_rows(Path(folder) / "metrics.jsonl")
+    ]
+
+
+def weights(folder: Path) -> dict[str, bytes]:
+    """The weight files of the last checkpoint."""
+    last = max((Path(folder) / "checkpoints").glob("step-*"))
+    return {file.name: file.read_bytes() for file in last.glob("*.safetensors")}
+
+
+def status(folder: Path) -> dict:
+    return json.loads((Path(folder) / "status.json").read_text())
+
+
+def _main() -> None:
+    import rlpref.run  # noqa: F401  the children start with everything imported
+
+    for folder, overrides in json.loads(sys.argv[1]):
+        if (child := os.fork()) == 0:
+            try:
+                run(Path(folder), *overrides)
+                os._exit(0)
+            finally:
+                os._exit(1)
+        if os.waitpid(child, 0)[1] != 0:
+            raise SystemExit(f"{folder} failed")
+
+
+if __name__ == "__main__":
+    _main()

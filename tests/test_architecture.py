@@ -1,0 +1,163 @@
+"""The laws of the house, read from the source: the direction of imports, sizes, names, packaging lists."""
+
+import ast
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "rlpref"
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+# A room imports from its own row and from the rows above it; rooms of one row are closed to each other.
+LAYERS = [
+    {"types", "binding"},
+    {"ops"},
+    {"losses", "models"},
+    {"rollout", "testbed", "rewards"},
+    {"data"},
+    {"algorithms", "evaluation", "logging", "checkpoint"},
+    {"trainer", "build"},
+    {"run"},
+    {"train"},
+]
+LEVEL = {room: level for level, layer in enumerate(LAYERS) for room in layer}
+# Within a row only these: a checkpoint writes as the run folder does, the builder fills the trainer's settings.
+BESIDE = {("checkpoint", "logging"), ("build", "trainer")}
+BASES = {"Module", "Protocol", "NamedTuple", "TensorBatch", "Callback", "ProgressColumn"}  # and any Exception
+ENTRY = PACKAGE / "train.py"
+
+
+def tree(file: Path) -> ast.Module:
+    return ast.parse(file.read_text(encoding="utf-8"), str(file))
+
+
+def imported(file: Path) -> set[str]:
+    """Every module named by an import anywhere in the file, in functions too; `from a import b` gives a and a.b."""
+    names = set()
+    for node in ast.walk(tree(file)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}:{node.lineno}: relative import"
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def room_of(file: Path) -> str:
+    first = file.relative_to(PACKAGE).parts[0]
+    return first.removesuffix(".py")
+
+
+def rooms_used(file: Path) -> set[str]:
+    used = {name.split(".")[1] for name in imported(file) if name.startswith("rlpref.")}
+    return used & (LEVEL.keys() | {"report"}) - {room_of(file)}
+
+
+def allowed(user: str, used: str) -> bool:
+    if "report" in (user, used):
+        return used == "report" and user in ("run", "train")
+    return LEVEL[used] < LEVEL[user] or (user, used) in BESIDE
+
+
+def ids(files: list[Path]) -> list[str]:
+    return [str(file.relative_to(ROOT)) for file in files]
+
+
+def test_every_file_stands_in_a_room_of_the_order():
+    rooms = {room_of(file) for file in FILES} - {"__init__", "report"}
+    assert rooms == LEVEL.keys()
+
+
+@pytest.mark.parametrize("file", FILES, ids=ids(FILES))
+def test_imports_run_in_one_direction(file):
+    against = {used for used in rooms_used(file) if not allowed(room_of(file), used)}
+    assert not against, f"{room_of(file)} may not import {against}"
+
+
+@pytest.mark.parametrize(
+    ("user", "used", "fine"),
+    [
+        ("ops", "types", True),
+        ("types", "ops", False),
+        ("losses", "models", False),
+        ("algorithms", "evaluation", False),
+        ("trainer", "algorithms", True),
+        ("report", "types", False),
+        ("models", "report", False),
+        ("run", "report", True),
+    ],
+)
+def test_the_rule_of_imports_itself(user, used, fine):
+    assert allowed(user, used) is fine
+
+
+def test_imports_inside_functions_are_seen(tmp_path):
+    file = tmp_path / "lazy.py"
+    file.write_text("def f():\n    from rlpref.train import main\n    import hydra.utils\n")
+    assert {"rlpref.train", "hydra.utils"} <= imported(file)
+
+
+@pytest.mark.parametrize("file", [f for f in FILES if f != ENTRY], ids=ids([f for f in FILES if f != ENTRY]))
+def test_only_the_entry_knows_hydra(file):
+    assert not {name for name in imported(file) if name.split(".")[0] in ("hydra", "omegaconf")}
+
+
+def test_the_report_needs_neither_rlpref_nor_torch():
+    for file in (PACKAGE / "report").rglob("*.py"):
+        outside = {name for name in imported(file) if not name.startswith("rlpref.report")}
+        assert not {name for name in outside if name.split(".")[0] in ("rlpref", "torch", "transformers")}, file
+
+
+@pytest.mark.parametrize("file", FILES, ids=ids(FILES))
+def test_files_and_functions_stay_small(file):
+    assert len(file.read_text().splitlines()) <= 300
+    for node in ast.walk(tree(file)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            lines = node.end_lineno - node.lineno + 1
+            assert lines <= 60, f"{node.name} has {lines} lines"
+
+
+def test_no_module_is_named_utils():
+    assert not [file for file in FILES if file.stem in ("utils", "util", "helpers", "misc", "common_utils")]
+    assert not [folder for folder in PACKAGE.rglob("utils")]
+
+
+@pytest.mark.parametrize("file", FILES, ids=ids(FILES))
+def test_no_class_trees(file):
+    for node in ast.walk(tree(file)):
+        if isinstance(node, ast.ClassDef):
+            bases = {ast.unparse(base).split(".")[-1] for base in node.bases}
+            inherited = {base for base in bases - BASES if not base.endswith(("Error", "Exception"))}
+            assert not inherited, f"{node.name}({', '.join(inherited)})"
+
+
+def test_the_package_list_names_every_package():
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    existing = {".".join(file.parent.relative_to(ROOT).parts) for file in PACKAGE.rglob("__init__.py")}
+    assert set(listed) == existing | {"rlpref.conf"}
+    assert len(listed) == len(set(listed))
+    folders = {file.parent for file in FILES}
+    assert folders == {file.parent for file in PACKAGE.rglob("__init__.py")}, "a folder without __init__.py"
+
+
+def test_package_data_covers_every_other_file():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    homes = {"rlpref.conf": ROOT / "conf"} | {
+        name: ROOT.joinpath(*name.split(".")) for name in settings["packages"] if name != "rlpref.conf"
+    }
+    covered = {
+        file
+        for package, patterns in settings["package-data"].items()
+        for pattern in patterns
+        for file in homes[package].glob(pattern)
+    }
+    data = {
+        file
+        for top in (PACKAGE, ROOT / "conf")
+        for file in top.rglob("*")
+        if file.is_file() and file.suffix not in (".py", ".pyc") and "__pycache__" not in file.parts
+    }
+    assert data, "openings.txt and the yaml files at least"
+    assert data <= covered, f"not in the wheel: {sorted(map(str, data - covered))}"

@@ -1,0 +1,309 @@
+"""Every file of conf/ composes and runs two steps; a setting that nothing would use is refused by name."""
+
+import functools
+import gzip
+import json
+import os
+
+import hydra
+import pytest
+import runs
+import yaml
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import MissingMandatoryValue
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from rlpref import build
+from rlpref.binding import ConfigError
+
+TINYSTORIES = runs.SHARED / "tinystories"
+HH = runs.SHARED / "hh_harmless" / "train.jsonl.gz"
+WORDS = "good bad great awful happy sad love hate the film was very and i it".split()
+
+SHORT = ["data.max_prompt_length=48", "data.max_completion_length=8"]
+HF = ["model=hf", "model.name={hf}", *SHORT]
+STORIES = ["model=stories260k", f"model.path={TINYSTORIES}/stories260K.bin"]
+STORIES += [f"model.tokenizer_path={TINYSTORIES}/tok512.bin", *SHORT]
+ONE_EACH = ["algorithm.rounds=2", "algorithm.prompts_per_round=8", "algorithm.k=2", "algorithm.batch_size=8"]
+SMOLLM = ["data.k=2", "data.max_completion_length=8", "algorithm.batch_size=4", "evaluation.k=2"]
+M = runs.METHODS
+
+# Together they choose every file of conf/. {names} are filled in by the fixture `places`.
+CASES = {
+    **{name: [*runs.TESTBED, *settings] for name, settings in M.items()},
+    "sft without reward": [*runs.TESTBED, *M["sft"], "reward=none"],
+    "tiny dpo": [*runs.TESTBED, *M["dpo"], "model=tiny", "model.pretrain_steps=3"],
+    "tiny ppo": [*runs.TESTBED, *M["ppo"], "model=tiny", "model.pretrain_steps=3"],
+    "ppo on a learned reward": [*runs.TESTBED, *M["ppo"], "reward=learned", "reward.path={reward_model}"],
+    "iterative on a learned reward": [
+        *[*runs.TESTBED, *M["iterative_dpo"]],
+        *["reward=learned", "reward.path={reward_model}"],
+    ],
+    "hf jsonl": [*runs.TINY, *HF, "data=jsonl", "data.path={jsonl}", "reward=none", "algorithm.batch_size=8"],
+    "hf hh": [*runs.TINY, *HF, "data=hh", "data.path={hh}", "algorithm=ipo", "algorithm.batch_size=8"],
+    "hf hh reward model": [*runs.TINY, *HF, "data=hh", "data.path={hh}", "algorithm=reward_model"],
+    "hf sentiment": [*runs.TINY, *HF, "data=sentiment", "algorithm=ppo", *ONE_EACH],
+    "hf sentiment lora": [*runs.TINY, *HF, "data=sentiment", "model.lora.r=2", "algorithm=iterative_dpo", *ONE_EACH],
+    "hf experiment": [*runs.TINY, "experiment=sentiment", *HF, "algorithm.batch_size=8"],
+    "demo": [*runs.TESTBED, "experiment=demo", *M["dpo"]],
+    "stories jsonl": [*runs.TINY, *STORIES, "data=jsonl", "data.path={jsonl}", "algorithm.batch_size=8"],
+    "stories hh": [*runs.TINY, *STORIES, "data=hh", f"data.path={HH}", "data.test_fraction=0.9"],
+}
+SLOW = {
+    "smollm2": [*runs.TINY, "experiment=sentiment", *SMOLLM],
+    "smollm2 ppo": [*runs.TINY, "experiment=sentiment", *SMOLLM, "algorithm=ppo", *ONE_EACH],
+    "smollm2 hh": [*runs.TINY, "model=smollm2_135m", "data=hh", "data.path={hh}", "algorithm.batch_size=4", *SHORT],
+}
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory):
+    """What the cases need on disk: a random Llama, preference files, a reward model of the testbed."""
+    root = tmp_path_factory.mktemp("places")
+    save_llama(root / "llama")
+    write_jsonl(root / "pairs.jsonl")
+    write_hh(root / "dialogues.jsonl.gz")
+    runs.run(root / "reward_model", *runs.TESTBED, *M["reward_model"])
+    return {
+        "hf": root / "llama",
+        "jsonl": root / "pairs.jsonl",
+        "hh": root / "dialogues.jsonl.gz",
+        "reward_model": root / "reward_model",
+    }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_cache(tmp_path_factory):
+    """Stored pairs go to a folder of the test; models that were converted before are found there."""
+    from rlpref.models.gguf import cache_dir
+
+    cache, converted = tmp_path_factory.mktemp("cache"), cache_dir() / "models"
+    if converted.exists():
+        (cache / "models").symlink_to(converted)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(os.environ, "RLPREF_CACHE", str(cache))
+        yield
+
+
+def save_llama(folder):
+    ids = {word: i for i, word in enumerate(["<unk>", "<eos>", *WORDS])}
+    tokenizer = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", eos_token="<eos>").save_pretrained(folder)
+    config = LlamaConfig(
+        vocab_size=len(ids),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        eos_token_id=1,
+        bos_token_id=None,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+
+
+def write_jsonl(file):
+    rows = [{"prompt": f"the film {i}", "chosen": "very good", "rejected": "was awful"} for i in range(40)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def write_hh(file):
+    def dialogue(i, answer):
+        return f"\n\nHuman: was it good {i}\n\nAssistant: the film\n\nHuman: and\n\nAssistant: {answer}"
+
+    rows = [{"chosen": dialogue(i, "love it"), "rejected": dialogue(i, "hate it")} for i in range(40)]
+    with gzip.open(file, "wt") as handle:
+        handle.write("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def two_steps(overrides, places, folder):
+    summary = runs.run(folder, *[o.format(**places) for o in overrides], "training.max_steps=2")
+    assert summary["step"] == 2
+    assert runs.status(folder)["status"] == "done"
+    return runs.metrics(folder)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_steps_of_each_configuration(case, places, tmp_path):
+    needed = {"stories jsonl": [TINYSTORIES], "stories hh": [TINYSTORIES, HH]}.get(case, [])
+    for path in needed:
+        if not path.exists():
+            pytest.skip(f"{path} is not here")
+    rows = two_steps(CASES[case], places, tmp_path / "run")
+    assert any("loss" in row for row in rows)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", SLOW)
+def test_two_steps_of_the_real_model(case, places, tmp_path):
+    rows = two_steps(SLOW[case], places, tmp_path / "run")
+    assert any("loss" in row for row in rows)
+
+
+def choices(overrides):
+    """The files of conf/ that a configuration is composed of."""
+    filled = [o.format(hf="x", jsonl="x", hh="x", reward_model="x") for o in overrides]
+    with hydra.initialize_config_dir(str(runs.CONF), version_base="1.3"):
+        chosen = hydra.compose("train", filled, return_hydra_config=True).hydra.runtime.choices
+    ours = {group: option for group, option in chosen.items() if not group.startswith("hydra/")}
+    return {f"{group}/{option}.yaml" for group, option in ours.items() if option}
+
+
+def test_every_file_of_conf_is_in_a_case():
+    existing = {str(file.relative_to(runs.CONF)) for file in runs.CONF.rglob("*.yaml")} - {"train.yaml"}
+    used = set().union(*(choices(overrides) for overrides in (CASES | SLOW).values()))
+    assert used == existing, f"add a case for {sorted(existing - used)}"
+
+
+def test_a_learned_reward_starts_the_critic(places, tmp_path):
+    learned = two_steps(CASES["ppo on a learned reward"], places, tmp_path / "learned")
+    gold = two_steps(CASES["ppo"], places, tmp_path / "gold")
+    assert "eval/proxy_reward" in learned[0]
+    assert "eval/proxy_reward" not in gold[0]
+    assert learned[1]["loss/value"] != gold[1]["loss/value"]
+
+
+def leaves(node, path=()):
+    if not isinstance(node, dict):
+        yield path, node
+        return
+    for key, value in node.items():
+        yield from leaves(value, (*path, key))
+
+
+@pytest.mark.parametrize("file", sorted((runs.CONF / "experiment").glob("*.yaml")), ids=lambda file: file.stem)
+def test_an_experiment_wins_over_the_primary_file(file):
+    written = yaml.safe_load(file.read_text())
+    overridden = {next(iter(entry)): next(iter(entry.values())) for entry in written.pop("defaults", [])}
+    written.pop("hydra", None)
+    config, _ = runs.compose(f"experiment={file.stem}", *filled_in(overridden))
+    for path, value in leaves(written):
+        found = functools.reduce(lambda node, key: node[key], path, config)
+        assert found == value, ".".join(path)
+    chosen = choices([f"experiment={file.stem}"])
+    for group, option in overridden.items():
+        assert f"{group.removeprefix('override /')}/{option}.yaml" in chosen
+
+
+def filled_in(overridden):
+    """Values for what an experiment leaves to the user."""
+    option = overridden.get("override /reward")
+    return ["reward.path=x"] if option == "learned" else []
+
+
+def test_some_experiment_changes_a_number_of_the_primary_file():
+    config, plain = runs.compose("experiment=sentiment")[0], runs.compose()[0]
+    assert config["beta"] != plain["beta"]
+    assert config["evaluation"] != plain["evaluation"]
+
+
+def test_the_command_line_wins_over_an_experiment():
+    config, _ = runs.compose("experiment=sentiment", "beta=0.7", "model=tabular", "data=testbed")
+    assert (config["beta"], config["model"]["kind"]) == (0.7, "tabular")
+
+
+REFUSED = [  # overrides, what the message says
+    (["+foo=1"], "'foo'"),
+    (["+sed=1"], "'sed'.*Did you mean 'seed'"),
+    (["+algorithm.foo=1"], "algorithm 'dpo' does not use 'foo'"),
+    (["+algorithm.epoch=1"], "Did you mean 'epochs'"),
+    (["+algorithm.loss.bta=1"], "'bta'.*Did you mean 'beta'"),
+    (["algorithm=ipo", "+algorithm.loss.beta=1"], "loss 'ipo' does not use 'beta'"),
+    (["algorithm=ppo", "+algorithm.loss.beta=1"], "algorithm 'ppo' does not use 'loss'"),
+    (["+model.x=1"], "model 'tabular' does not use 'x'"),
+    (["+model.dtype=float32"], "model 'tabular' does not use 'dtype'"),
+    (["+data.pair=1"], "'pair'.*Did you mean 'pairs'"),
+    (["+data.path=x"], "data source 'testbed' does not use 'path'"),
+    (["+reward.x=1"], "reward.*'x'"),
+    (["+evaluation.kk=1"], "evaluation does not use 'kk'"),
+    (["+optimizer.warmupp=1"], "Did you mean 'warmup'"),
+    (["+training.log_evry=1"], "Did you mean 'log_every'"),
+    (["+logger.entity=a"], "logger does not use 'entity'"),
+    (["+testbed.vocabulary=3"], "'vocabulary'.*Did you mean 'vocab'"),
+    (["algorithm=sft", "beta=0.2"], "algorithm 'sft' does not use 'beta'"),
+    (["algorithm=reward_model", "beta=0.2"], "algorithm 'reward_model' does not use 'beta'"),
+    (["model=hf", "model.name=x", "data=sentiment", "testbed.vocab=3"], "model 'hf' does not use 'testbed.vocab'"),
+    (["model=hf", "model.name=x", "data=sentiment", "+model.lora.rank=3"], "model.lora does not use 'rank'"),
+    (["model=hf", "model.name=x", "data=sentiment", "model.dtype=bfloat16"], "model.dtype"),
+    (["model=hf", "model.name=x"], "model 'hf' cannot use data 'testbed'"),
+    (["data=sentiment"], "model 'tabular' cannot use data 'sentiment'"),
+    (["algorithm=ppo", "algorithm.eos_penalty=1"], "eos_rule 'none' does not use 'eos_penalty'"),
+    (["algorithm=ppo", "algorithm.eos_rule=replace"], "needs an 'eos_penalty'"),
+    (["algorithm=ppo", "algorithm.eos_rule=cut"], "'eos_rule' cannot be 'cut'"),
+    (["algorithm=ppo", "reward=none"], "algorithm 'ppo'.*no reward"),
+    (["algorithm=iterative_dpo", "reward=none"], "algorithm 'iterative_dpo'.*no reward"),
+    (["algorithm=ppo", "data.gold=null"], "algorithm 'ppo'.*no reward"),
+    (["algorithm=ppo", "reward=learned", "reward.path=/nowhere"], "reward.path: '/nowhere'"),
+    (["init=/nowhere"], "init: '/nowhere'"),
+    (["algorithm.epochs=many"], "'epochs' cannot be 'many'; it takes a whole number"),
+    (["algorithm.loss.label_smoothing=a"], "'label_smoothing' cannot be 'a'; it takes a number"),
+    (["beta=big"], "'beta' cannot be 'big'"),
+    (["seed=first"], "'seed' cannot be 'first'"),
+    (["seed=1.5"], "'seed' cannot be 1.5"),
+    (["temperature=0"], "temperature must be above 0"),
+    (["threads=0"], "threads must be above 0"),
+    (["device=gpu"], "'device' cannot be 'gpu'; it takes one of 'auto', 'cpu', 'cuda'"),
+    (["testbed.vocab=four"], "'vocab' cannot be 'four'"),
+    (["data.pairs=all"], "'pairs' cannot be 'all'"),
+    (["data.seed=x"], "'seed' cannot be 'x'"),
+    (["evaluation.k=0"], "evaluation.k must be at least 1"),
+    (["algorithm.batch_size=0"], "algorithm.batch_size must be at least 1"),
+    (["training.checkpoint_every=often"], "'checkpoint_every' cannot be 'often'"),
+    (["optimizer.schedule=linar"], "'schedule' cannot be 'linar'"),
+    (["logger.mode=off"], "'mode' cannot be 'off'; it takes one of 'offline', 'online', 'disabled'"),
+    (["model.kind=tabla"], "Did you mean 'tabular'"),
+    (["algorithm.kind=ofline"], "Did you mean 'offline'"),
+    (["algorithm.loss.name=dpoo"], "Did you mean 'dpo'"),
+    (["data.gold=vadr"], "Did you mean 'vader'"),
+]
+
+
+@pytest.fixture
+def no_model(monkeypatch):
+    """Any attempt to load a model fails the test."""
+    for kind, builder in build.MODELS.items():
+
+        @functools.wraps(builder)
+        def refuse(*_, **__):
+            raise AssertionError("a model was loaded")
+
+        monkeypatch.setitem(build.MODELS, kind, refuse)
+
+
+@pytest.mark.parametrize(("overrides", "message"), REFUSED, ids=[" ".join(overrides) for overrides, _ in REFUSED])
+def test_a_setting_that_cannot_be_used_is_refused_before_a_model_loads(overrides, message, no_model, tmp_path):
+    with pytest.raises(ConfigError, match=message):
+        runs.run(tmp_path / "run", "logger.mode=disabled", *overrides)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_fixture_that_forbids_models_works(no_model, tmp_path):
+    with pytest.raises(AssertionError, match="a model was loaded"):
+        runs.run(tmp_path / "run", *runs.TESTBED)
+
+
+def test_a_reward_model_of_another_model_is_refused(places, tmp_path):
+    settings = ["reward=learned", f"reward.path={places['reward_model']}", "testbed.seed=1"]
+    with pytest.raises(ConfigError, match=r"reward.path.*another 'testbed'"):
+        runs.run(tmp_path / "run", *runs.TESTBED, *M["ppo"], *settings)
+
+
+@pytest.mark.parametrize("override", ["algorithm.loss.bta=1", "sed=1", "modle=tabular", "model=tabla"])
+def test_hydra_refuses_a_misspelt_key_by_name(override):
+    with pytest.raises(HydraException, match=override.split("=")[1 if override.startswith("model=") else 0]):
+        runs.compose(override)
+
+
+@pytest.mark.parametrize(("overrides", "key"), [(["model=hf"], "name"), (["reward=learned"], "path"), (["data=jsonl"], "path")])
+def test_a_value_that_only_the_user_knows_is_asked_for(overrides, key):
+    with pytest.raises(MissingMandatoryValue, match=key):
+        runs.compose(*overrides)
+
+
+def test_no_key_is_written_that_the_defaults_do_not_resolve():
+    with hydra.initialize_config_dir(str(runs.CONF), version_base="1.3"):
+        config = hydra.compose("train")
+    assert OmegaConf.missing_keys(config) == set()

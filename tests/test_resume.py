@@ -1,0 +1,198 @@
+"""A run that was cut short anywhere and is started again ends exactly as one that was not."""
+
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import runs
+
+import rlpref.run
+from rlpref.binding import ConfigError
+from rlpref.trainer import Trainer
+
+EVERY = "training.checkpoint_every=3"
+CASES = {
+    "sft": runs.METHODS["sft"],
+    "reward_model": runs.METHODS["reward_model"],
+    "dpo": runs.METHODS["dpo"],
+    "iterative_previous_aggregated": [
+        *runs.METHODS["iterative_dpo"],
+        "algorithm.reference=previous",
+        "algorithm.data=aggregated",
+    ],
+    "ppo": runs.METHODS["ppo"],
+}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    """Folder of the whole run of a case, made once."""
+    made = {}
+
+    def folder(case):
+        if case not in made:
+            made[case] = tmp_path_factory.mktemp("whole") / case
+            runs.run(made[case], *runs.TESTBED, EVERY, *CASES[case])
+        return made[case]
+
+    return folder
+
+
+def interrupt_at(monkeypatch, step):
+    """Ctrl-C just before the update of that step."""
+    update = Trainer._update
+
+    def cut(self, batch):
+        if self.at.step == step:
+            raise KeyboardInterrupt
+        return update(self, batch)
+
+    monkeypatch.setattr(Trainer, "_update", cut)
+
+
+def same(first, second):
+    assert runs.metrics(first) == runs.metrics(second)
+    assert runs.weights(first) == runs.weights(second)
+
+
+@pytest.mark.parametrize("step", [2, 4, 6])  # before the first checkpoint, right after it, later
+@pytest.mark.parametrize("case", CASES)
+def test_resumed_equals_uninterrupted(case, step, uninterrupted, tmp_path, monkeypatch):
+    settings = [*runs.TESTBED, EVERY, *CASES[case]]
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, step)
+        with pytest.raises(KeyboardInterrupt):
+            runs.run(tmp_path / "run", *settings)
+    assert runs.status(tmp_path / "run")["status"] == "interrupted"
+    assert len(runs.metrics(tmp_path / "run")) < len(runs.metrics(uninterrupted(case)))
+    runs.run(tmp_path / "run", *settings)
+    assert runs.status(tmp_path / "run")["status"] == "done"
+    same(tmp_path / "run", uninterrupted(case))
+    samples = [(folder / "samples.jsonl").read_text() for folder in (tmp_path / "run", uninterrupted(case))]
+    assert samples[0] == samples[1]
+
+
+def test_interrupted_twice(uninterrupted, tmp_path, monkeypatch):
+    settings = [*runs.TESTBED, EVERY, *CASES["ppo"]]
+    for step in (5, 11):
+        with monkeypatch.context() as patch:
+            interrupt_at(patch, step)
+            with pytest.raises(KeyboardInterrupt):
+                runs.run(tmp_path / "run", *settings)
+    runs.run(tmp_path / "run", *settings)
+    same(tmp_path / "run", uninterrupted("ppo"))
+
+
+def test_a_resumed_run_repeats_no_step(uninterrupted, tmp_path, monkeypatch):
+    settings = [*runs.TESTBED, EVERY, *CASES["dpo"]]
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 8)
+        with pytest.raises(KeyboardInterrupt):
+            runs.run(tmp_path / "run", *settings)
+    done, update = [], Trainer._update
+    monkeypatch.setattr(Trainer, "_update", lambda self, batch: done.append(self.at.step) or update(self, batch))
+    runs.run(tmp_path / "run", *settings)
+    assert done == [7, 8, 9]
+
+
+def test_a_finished_run_is_not_run_again(uninterrupted, monkeypatch):
+    folder = uninterrupted("dpo")
+    before = (folder / "metrics.jsonl").read_bytes()
+    monkeypatch.setattr(rlpref.run, "_train", lambda *_: pytest.fail("the run was made again"))
+    summary = runs.run(folder, *runs.TESTBED, EVERY, *CASES["dpo"])
+    assert summary["step"] == 9
+    assert (folder / "metrics.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize("change", ["seed=1", "optimizer.lr=0.01", "algorithm.loss.label_smoothing=0.1", "data.seed=3"])
+def test_another_configuration_in_the_same_folder_is_refused(change, uninterrupted):
+    folder = uninterrupted("dpo")
+    before = (folder / "config.yaml").read_bytes()
+    with pytest.raises(ConfigError, match="another configuration"):
+        runs.run(folder, *runs.TESTBED, EVERY, *CASES["dpo"], change)
+    assert (folder / "config.yaml").read_bytes() == before
+    assert runs.status(folder)["status"] == "done"
+
+
+def test_another_logger_is_the_same_run(uninterrupted):
+    runs.run(uninterrupted("dpo"), *runs.TESTBED, EVERY, *CASES["dpo"], "logger.project=elsewhere")
+
+
+def truncated(file):
+    file.write_bytes(file.read_bytes()[:-7])
+
+
+def flipped(file):
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(bytes(content))
+
+
+DAMAGES = {"truncated": truncated, "one bit flipped": flipped, "missing": lambda file: file.unlink()}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("name", ["policy.safetensors", "critic.safetensors", "state.pt", "manifest.json"])
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(name, damage, uninterrupted, tmp_path, monkeypatch):
+    settings = [*runs.TESTBED, EVERY, *CASES["ppo"]]
+    if damage == "one bit flipped" and name == "manifest.json":
+        pytest.skip("a bit of a hash makes the file that it names look damaged; covered by those")
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 8)
+        with pytest.raises(KeyboardInterrupt):
+            runs.run(tmp_path / "run", *settings)
+    DAMAGES[damage](tmp_path / "run" / "checkpoints" / "step-00000006" / name)
+    culprit = "manifest" if name == "manifest.json" else name
+    with pytest.warns(UserWarning, match=rf"step-00000006: .*{culprit}.*older one is used"):
+        runs.run(tmp_path / "run", *settings)
+    same(tmp_path / "run", uninterrupted("ppo"))
+
+
+def test_without_any_sound_checkpoint_the_run_starts_anew(uninterrupted, tmp_path, monkeypatch):
+    settings = [*runs.TESTBED, EVERY, *CASES["dpo"]]
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 5)
+        with pytest.raises(KeyboardInterrupt):
+            runs.run(tmp_path / "run", *settings)
+    flipped(tmp_path / "run" / "checkpoints" / "step-00000003" / "state.pt")
+    with pytest.warns(UserWarning, match="damaged"):
+        runs.run(tmp_path / "run", *settings)
+    same(tmp_path / "run", uninterrupted("dpo"))
+
+
+def test_half_written_checkpoints_are_never_read(uninterrupted, tmp_path, monkeypatch):
+    settings = [*runs.TESTBED, EVERY, *CASES["dpo"]]
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 5)
+        with pytest.raises(KeyboardInterrupt):
+            runs.run(tmp_path / "run", *settings)
+    checkpoints = tmp_path / "run" / "checkpoints"
+    shutil.copytree(checkpoints / "step-00000003", checkpoints / ".tmp-9-1")
+    runs.run(tmp_path / "run", *settings)
+    assert sorted(path.name for path in checkpoints.iterdir()) == ["step-00000006", "step-00000009"]
+    same(tmp_path / "run", uninterrupted("dpo"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGTERM])
+def test_a_killed_command_goes_on(kill, tmp_path):
+    settings = [*runs.TESTBED, *CASES["ppo"], "algorithm.rounds=100", "training.checkpoint_every=5"]
+    folder = tmp_path / "killed"
+    command = [sys.executable, "-m", "rlpref.train", *settings, f"hydra.run.dir={folder}"]
+    quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen(command, env=runs.clean_environment(tmp_path), cwd=tmp_path, **quiet)
+    deadline = time.monotonic() + 120
+    while not list(folder.glob("checkpoints/step-000000[2-9]?")):
+        assert process.poll() is None, "ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(kill)
+    code = process.wait()
+    assert code == (-signal.SIGKILL if kill == signal.SIGKILL else 130)
+    assert runs.status(folder)["status"] == ("running" if kill == signal.SIGKILL else "interrupted")
+    runs.run(folder, *settings)
+    runs.run(tmp_path / "whole", *settings)
+    same(folder, tmp_path / "whole")

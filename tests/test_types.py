@@ -1,0 +1,102 @@
+import io
+
+import pytest
+import torch
+
+from rlpref.types import Pairs, Rollouts, Sequences, cat, from_nested, pad_to_same_width, to_nested
+
+
+def sequences(rows, width, seed=0):
+    """Rows of random ids with uneven masks: row i has 2 prompt tokens and i % 3 + 1 completion tokens."""
+    generator = torch.Generator().manual_seed(seed)
+    columns = torch.arange(width)
+    lengths = (torch.arange(rows) % 3 + 3)[:, None]
+    attention = columns < lengths
+    return Sequences(
+        torch.randint(1, 9, (rows, width), generator=generator), attention, attention & (columns >= 2)
+    )
+
+
+def pairs(rows, width, **known):
+    return Pairs(sequences(rows, width, 1), sequences(rows, width, 2), **known)
+
+
+def leaves(batch):
+    found = []
+    batch.map(lambda tensor: found.append(tensor) or tensor)
+    return found
+
+
+def test_rows_are_chosen_alike_in_every_field_and_none_stays_none():
+    batch = pairs(5, 6, ref_chosen=torch.arange(5.0))
+    part = batch[torch.tensor([4, 0])]
+    assert len(batch) == 5
+    assert len(part) == 2
+    assert part.ref_chosen.tolist() == [4.0, 0.0]
+    assert torch.equal(part.rejected.mask, batch.rejected.mask[[4, 0]])
+    assert part.ref_rejected is None
+    assert len(batch[torch.tensor([True, False, True, False, False])]) == 2
+
+
+def test_cat_pads_on_the_right_with_what_no_mask_reads():
+    a, b = sequences(2, 5), sequences(3, 7, seed=1)
+    both = cat([a, b])
+    assert both.ids.shape == (5, 7)
+    assert torch.equal(both.ids[:2, :5], a.ids)
+    assert not both.attention_mask[:2, 5:].any()
+    assert not both.mask[:2, 5:].any()
+    assert torch.equal(both[2:].ids, b.ids)
+    assert both.lengths.tolist() == a.lengths.tolist() + b.lengths.tolist()
+
+
+def test_cat_of_nested_batches_and_a_field_that_only_some_have():
+    known = {"ref_chosen": torch.zeros(2), "ref_rejected": torch.ones(2)}
+    both = cat([pairs(2, 5, **known), pairs(2, 8, **known)])
+    assert both.chosen.ids.shape == (4, 8)
+    assert both.ref_rejected.tolist() == [1.0] * 4
+    with pytest.raises(ValueError, match="None in some"):
+        cat([pairs(2, 5), pairs(2, 5, **known)])
+
+
+def test_one_dimensional_tensors_are_not_padded():
+    first, second = pad_to_same_width([torch.ones(2), torch.ones(3)])
+    assert (len(first), len(second)) == (2, 3)
+
+
+@pytest.mark.parametrize(
+    "batch",
+    [
+        pairs(3, 5, ref_chosen=torch.randn(3)),
+        Rollouts(sequences(3, 5), *(torch.randn(3, 5) for _ in range(5)), torch.randn(3)),
+        sequences(2, 4),
+    ],
+    ids=lambda batch: type(batch).__name__,
+)
+def test_a_batch_survives_a_checkpoint_file(batch):
+    file = io.BytesIO()
+    torch.save(to_nested(batch), file)
+    file.seek(0)
+    back = from_nested(torch.load(file, weights_only=True))
+    assert type(back) is type(batch)
+    assert [n for n, v in back.items() if v is None] == [n for n, v in batch.items() if v is None]
+    assert all(torch.equal(a, b) for a, b in zip(leaves(back), leaves(batch), strict=True))
+
+
+def test_no_batch_survives_too():
+    assert from_nested(to_nested(None)) is None
+
+
+def test_positions_count_real_tokens_whatever_the_padding():
+    attention = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 0, 0, 0]], dtype=torch.bool)
+    batch = Sequences(torch.zeros(2, 5, dtype=torch.long), attention, attention)
+    assert batch.position_ids[0, 2:].tolist() == [0, 1, 2]
+    assert batch.position_ids[1, :2].tolist() == [0, 1]
+    assert (batch.position_ids >= 0).all()
+
+
+def test_trimmed_drops_only_columns_that_no_row_uses():
+    attention = torch.tensor([[0, 0, 1, 1, 0], [0, 1, 1, 0, 0]], dtype=torch.bool)
+    batch = Sequences(torch.arange(10).view(2, 5), attention, attention)
+    trimmed = batch.trimmed()
+    assert trimmed.ids.tolist() == [[1, 2, 3], [6, 7, 8]]
+    assert torch.equal(trimmed.lengths, batch.lengths)
