@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from unittest import mock
 
 import hydra
 from omegaconf import OmegaConf
@@ -40,12 +39,11 @@ def compose(*overrides: str) -> tuple[dict, tuple[str, ...]]:
 
 
 def run(folder: Path, *overrides: str) -> dict:
-    """One run in this process; the figure at its end, a second of work, is left to the tests of the command."""
+    """One run in this process."""
     from rlpref.run import run
 
     config, keys = compose(*overrides)
-    with mock.patch("rlpref.run._final_figure"):
-        return run(config, Path(folder), overridden=keys)
+    return run(config, Path(folder), overridden=keys)
 
 
 def run_alone(jobs: list[tuple[Path, list[str]]]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 from pathlib import Path
 
 import matplotlib as mpl
@@ -22,6 +23,7 @@ from rlpref.report.style import RC, Look, legend
 KL_LABEL = "KL(policy || reference), nats per answer"
 REWARD_LABEL = "expected reward"
 MAX_OPTIMA = 5
+logging.getLogger("fontTools").setLevel(logging.WARNING)  # it reports each font that it puts into a PDF
 
 
 def frontier(sweep: Sweep) -> Figure | None:

@@ -125,8 +125,9 @@ def _samples(sweep: Sweep) -> list[dict]:
 def _answers(rows: pd.DataFrame, order: dict[str, int], keys: list[str]) -> list[dict[str, str]]:
     answers = []
     if "ref_answer" in rows and rows["ref_answer"].notna().any():
-        written = rows["ref_answer"].dropna().iloc[0]
-        answers.append({"label": "reference", "reward": "", "text": written})
+        first = rows[rows["ref_answer"].notna()].iloc[0]
+        reward = f"reward {text(first['ref_reward'])}" if "ref_reward" in rows else ""
+        answers.append({"label": "reference", "reward": reward, "text": first["ref_answer"]})
     for row in sorted(rows.to_dict("records"), key=lambda row: order[row["run"]]):
         settings = [f"{short_name(key)} {text(row[key])}" for key in keys]
         label = ", ".join([row["method"], f"β {text(row['beta'])}", *settings])

@@ -12,15 +12,16 @@ from scipy.special import stdtrit
 from rlpref.report.frames import Sweep, evaluations
 
 # Column of the table -> where it is read. Exact values are used where the model can be enumerated.
-EXACT = {"reward": "exact/reward", "kl": "exact/kl", "regret": "exact/regret", "accuracy": "eval/accuracy"}
+ALWAYS = {"accuracy": "eval/accuracy", "reward_accuracy": "eval/reward_model/accuracy"}
+EXACT = {"reward": "exact/reward", "kl": "exact/kl", "regret": "exact/regret", **ALWAYS}
 SAMPLED = {
     "reward": "eval/reward",
     "proxy_reward": "eval/proxy_reward",
     "kl": "eval/kl",
     "win_rate": "eval/win_rate",
-    "accuracy": "eval/accuracy",
+    **ALWAYS,
 }
-METRICS = ("reward", "proxy_reward", "kl", "regret", "win_rate", "accuracy")
+METRICS = ("reward", "proxy_reward", "kl", "regret", "win_rate", "accuracy", "reward_accuracy")
 COSTS = {
     "optimizer steps": "cost/steps",
     "samples": "cost/samples",
@@ -57,8 +58,8 @@ def headline(sweep: Sweep) -> pd.DataFrame:
     """One row per method, beta and swept setting, after a `reference` row per problem.
 
     Columns: the problem's keys, method, beta, the other swept keys, `n` (runs that are done); for each of
-    reward, proxy_reward, kl (nats per answer), regret, win_rate and accuracy that some run has: its mean
-    over seeds and `_low`, `_high` of the 95% interval; `reward_se`, the mean standard error within a run
+    reward, proxy_reward, kl (nats per answer), regret, win_rate, accuracy and reward_accuracy that some run
+    has: its mean over seeds and `_low`, `_high` of the 95% interval; `reward_se`, the mean standard error within a run
     (over prompts); `source` (exact or sampled); `note`, which names every run of the cell that is missing,
     failed or unfinished. A cell without a finished run keeps its row, with n = 0.
     """

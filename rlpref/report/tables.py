@@ -15,6 +15,7 @@ TITLES = {
     "regret": "regret",
     "win_rate": "win rate vs reference",
     "accuracy": "preference accuracy",
+    "reward_accuracy": "reward model accuracy",
     "reward_se": "se over prompts",
     "n": "seeds",
 }
@@ -41,7 +42,9 @@ def compact(headline: pd.DataFrame) -> pd.DataFrame:
     for name in (name for name in METRICS if name in headline):
         half, places = (headline[f"{name}_high"] - headline[f"{name}_low"]) / 2, DECIMALS.get(name, 3)
         short[TITLES[name]] = [
-            "-" if math.isnan(mean) else f"{mean:.{places}f} ±{'-' if math.isnan(h) else f'{h:.{places}f}'}"
+            "-"
+            if math.isnan(mean)
+            else f"{_fixed(mean, places)} ±{'-' if math.isnan(h) else _fixed(h, places)}"
             for mean, h in zip(headline[name], half)
         ]
     return short
@@ -73,5 +76,10 @@ def markdown(table: pd.DataFrame) -> str:
 def _interval(mean: float, low: float, high: float, places: int) -> str:
     if math.isnan(mean):
         return "-"
-    inside = "-" if math.isnan(low) else f"{low:.{places}f}, {high:.{places}f}"
-    return f"{mean:.{places}f} [{inside}]"
+    inside = "-" if math.isnan(low) else f"{_fixed(low, places)}, {_fixed(high, places)}"
+    return f"{_fixed(mean, places)} [{inside}]"
+
+
+def _fixed(value: float, places: int) -> str:
+    """Without the sign of a zero."""
+    return f"{round(value, places) + 0.0:.{places}f}"

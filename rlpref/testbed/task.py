@@ -142,8 +142,9 @@ class TestbedScorer:
         start = sequences.ids.new_zeros(len(sequences))
         state = tree.read(sequences.ids, sequences.attention_mask, start)[:, -1] - 1
         prompt, leaf = state // tree.per_prompt, state % tree.per_prompt - tree.inner
-        if (leaf < 0).any():
-            raise ValueError(f"row {int((leaf < 0).nonzero()[0])} is not a finished answer of the testbed")
+        unfinished = (leaf < 0) | (state < 0)  # below 0: no prompt was read
+        if unfinished.any():
+            raise ValueError(f"row {int(unfinished.nonzero()[0])} is not a finished answer of the testbed")
         rewards = self.task.rewards.to(state.device).view(tree.prompts, -1)
         return rewards[prompt, leaf].float()
 

@@ -1,0 +1,103 @@
+"""No run starts from a policy that is not its reference."""
+
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from rlpref.algorithms import make_algorithm
+from rlpref.algorithms.algorithm import Costs, Round, StartError
+from rlpref.models.bundle import Models
+from rlpref.models.heads import scalar_model
+from rlpref.models.reference import freeze
+from rlpref.types import Pairs, Prompts, Sequences
+
+FIXED = {"epochs": 1, "batch_size": 16}
+ROUND = {**FIXED, "rounds": 1, "prompts_per_round": 4, "k": 4}
+CLIPS = {"gamma": 1.0, "gae_lambda": 0.95, "cliprange": 0.2, "cliprange_value": 0.2, "vf_coef": 0.5}
+SCALES = {"lr_scale": 1.0, "critic_lr_scale": 1.0, "whiten_advantages": True, "beta": 0.1}
+DPO = {"name": "dpo", "beta": 0.1}
+ALGORITHMS = {
+    "dpo": ("offline", FIXED | {"loss": DPO}),
+    "ipo": ("offline", FIXED | {"loss": {"name": "ipo", "tau": 0.1, "normalize": "sum"}}),
+    "sft": ("sft", FIXED),
+    "iterative_dpo": (
+        "iterative",
+        ROUND | {"loss": DPO, "pairing": "bradley_terry", "reference": "initial", "data": "fresh"},
+    ),
+    "ppo": ("ppo", ROUND | CLIPS | SCALES | {"eos_rule": "none", "eos_penalty": None}),
+}
+
+
+def gpt2_models(dropout: float) -> Models:
+    config = GPT2Config(
+        vocab_size=9, n_embd=16, n_layer=1, n_head=2, n_positions=16, resid_pdrop=dropout, initializer_range=0.3
+    )
+    torch.manual_seed(0)
+    policy = GPT2LMHeadModel(config).eval()
+    reference = freeze(policy)
+    return Models(
+        policy=policy,
+        ref=reference,
+        initial=reference,
+        tokenizer=None,
+        eos_token_id=0,
+        temperature=0.8,
+        max_new_tokens=5,
+        chunk=8,
+        reward=lambda sequences: (sequences.ids * sequences.mask).float().sum(1),
+        critic=scalar_model(policy, None, torch.Generator().manual_seed(0)),
+    )
+
+
+def answers(seed):
+    ids = torch.randint(1, 9, (8, 7), generator=torch.Generator().manual_seed(seed))
+    attention = torch.arange(7) < torch.tensor([7, 5, 4, 6, 3, 7, 7, 4])[:, None]
+    return Sequences(ids, attention, attention & (torch.arange(7) >= 2))
+
+
+class Data:
+    """What `collect` reads of the preference data."""
+
+    def __init__(self):
+        self.train = Pairs(answers(1), answers(2))
+        self.prompts = Prompts(answers(3).ids[:, :2], torch.ones(8, 2, dtype=torch.bool))
+
+
+def start(name, models):
+    kind, settings = ALGORITHMS[name]
+    algorithm = make_algorithm(kind, settings, name)
+    batch = algorithm.collect(models, Data(), Round(0, torch.Generator().manual_seed(0), Costs()))
+    algorithm.check_start(models, batch)
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_a_policy_that_is_its_reference_may_start(name):
+    start(name, gpt2_models(dropout=0.1))
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_a_perturbed_policy_may_not(name):
+    models = gpt2_models(dropout=0.0)
+    with torch.no_grad():
+        models.policy.transformer.wte.weight.add_(0.01 * torch.randn(9, 16))
+    with pytest.raises(StartError, match="the policy is not the reference"):
+        start(name, models)
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_nor_one_whose_dropout_is_on(name):
+    models = gpt2_models(dropout=0.3)
+    models.policy.train()
+    with pytest.raises(StartError, match="Is dropout on"):
+        start(name, models)
+
+
+def test_ppo_refuses_old_log_probs_that_are_not_the_policys():
+    """Ratio 1 at the first step, even where the KL to the reference looks right."""
+    models = gpt2_models(dropout=0.0)
+    algorithm = make_algorithm(*ALGORITHMS["ppo"], "ppo")
+    batch = algorithm.collect(models, Data(), Round(0, torch.Generator().manual_seed(0), Costs()))
+    off = 0.1 * batch.sequences.mask
+    batch.logps, batch.ref_logps = batch.logps + off, batch.ref_logps + off
+    with pytest.raises(StartError, match="ratio - 1"):
+        algorithm.check_start(models, batch)

@@ -1,0 +1,18 @@
+import torch
+
+from rlpref.algorithms import make_algorithm
+from rlpref.algorithms.algorithm import Costs, Round
+from rlpref.ops.logps import sequence_logps
+
+
+def test_the_loss_is_the_token_mean_nll_of_the_chosen_answers(task, random_policy, testbed_models, testbed_data):
+    models = testbed_models(task)
+    data = testbed_data(task, models)
+    models.policy.set_conditionals(random_policy(task, 1))
+    algorithm = make_algorithm("sft", {"epochs": 1, "batch_size": 16}, "sft")
+    batch = algorithm.collect(models, data, Round(0, torch.Generator(), Costs()))
+    assert torch.equal(batch.ids, data.train.chosen.ids)
+    loss = algorithm.loss(models, batch)
+    assert batch.lengths.unique().numel() > 1
+    expected = -sequence_logps(models.policy, batch).sum() / batch.lengths.sum()
+    torch.testing.assert_close((loss.weight * loss.value).sum() / loss.weight.sum(), expected)
