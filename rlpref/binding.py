@@ -76,4 +76,5 @@ def _describe(hint: Any) -> str:
         return "one of " + ", ".join(map(repr, get_args(hint)))
     if get_origin(hint) in (Union, UnionType):
         return " or ".join(_describe(part) for part in get_args(hint))
-    return {float: "a number", int: "a whole number", bool: "true or false", str: "text", NoneType: "null"}[hint]
+    words = {float: "a number", int: "a whole number", bool: "true or false", str: "text", NoneType: "null"}
+    return words[hint]

@@ -77,8 +77,11 @@ class ReportCallback(Callback):
     def on_multirun_start(self, config: DictConfig, **_) -> None:
         from rlpref.logging.folder import write_json
 
-        overrides = OmegaConf.to_container(config.hydra.overrides)
-        write_json(Path(config.hydra.sweep.dir) / "sweep.json", {"overrides": overrides["task"]})
+        overrides = list(config.hydra.overrides.task)
+        named = {override.split("=")[0] for override in overrides}
+        grid = config.hydra.sweeper.params or {}  # of an experiment file; the command line wins over it
+        overrides += [f"{key}={values}" for key, values in grid.items() if key not in named]
+        write_json(Path(config.hydra.sweep.dir) / "sweep.json", {"overrides": overrides})
 
     def on_multirun_end(self, config: DictConfig, **_) -> None:
         from rlpref.report import build

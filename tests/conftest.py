@@ -84,7 +84,7 @@ def testbed_data():
 
 @pytest.fixture
 def random_llama():
-    """A Llama of two layers with random weights of a size that makes its distributions uneven; token 0 is EOS."""
+    """A Llama of two layers, with weights so large that its distributions are uneven; token 0 is EOS."""
 
     def build(seed=0, dtype=torch.float64):
         config = LlamaConfig(

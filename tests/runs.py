@@ -1,4 +1,4 @@
-"""How the system tests run the laboratory: compose a configuration, run it here or in a process of its own."""
+"""How the system tests run the laboratory: compose a configuration, run it here or in a fresh process."""
 
 from __future__ import annotations
 
@@ -16,7 +16,13 @@ CONF = ROOT / "conf"
 SHARED = ROOT.parent / "shared" / "data"
 
 TINY = ["threads=1", "logger.mode=disabled", "training.log_every=1"]
-TINY += ["evaluation.times=2", "evaluation.prompts=4", "evaluation.k=4", "evaluation.pairs=20", "evaluation.samples=1"]
+TINY += [
+    "evaluation.times=2",
+    "evaluation.prompts=4",
+    "evaluation.k=4",
+    "evaluation.pairs=20",
+    "evaluation.samples=1",
+]
 TESTBED = [*TINY, "data.pairs=40", "data.test_pairs=20"]
 ONLINE = ["algorithm.rounds=3", "algorithm.epochs=2", "algorithm.prompts_per_round=8", "algorithm.k=4"]
 METHODS = {
@@ -49,7 +55,9 @@ def run(folder: Path, *overrides: str) -> dict:
 def run_alone(jobs: list[tuple[Path, list[str]]]) -> None:
     """Each job in a process of its own that has imported rlpref and run nothing."""
     encoded = json.dumps([(str(folder), overrides) for folder, overrides in jobs])
-    subprocess.run([sys.executable, __file__, encoded], check=True, env=clean_environment(), stdin=subprocess.DEVNULL)
+    subprocess.run(
+        [sys.executable, __file__, encoded], check=True, env=clean_environment(), stdin=subprocess.DEVNULL
+    )
 
 
 def clean_environment(home: Path | None = None) -> dict[str, str]:
@@ -60,7 +68,7 @@ def clean_environment(home: Path | None = None) -> dict[str, str]:
 
 
 def read_rows(file: Path) -> list[dict]:
-    return [json.loads(line) for line in file.read_text().splitlines()]
+    return [json.loads(line) for line in file.read_text().split("\n")[:-1]]
 
 
 def metrics(folder: Path) -> list[dict]:

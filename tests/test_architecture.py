@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "rlpref"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-# A room imports from its own row and from the rows above it; rooms of one row are closed to each other.
+# A room imports from the rows above its own; rooms of one row are closed to each other, but for BESIDE.
 LAYERS = [
     {"types", "binding"},
     {"ops"},
@@ -23,7 +23,7 @@ LAYERS = [
     {"train"},
 ]
 LEVEL = {room: level for level, layer in enumerate(LAYERS) for room in layer}
-# Within a row only these: a checkpoint writes as the run folder does, the builder fills the trainer's settings.
+# A checkpoint writes as the run folder does, the builder fills the trainer's settings.
 BESIDE = {("checkpoint", "logging"), ("build", "trainer")}
 BASES = {"Module", "Protocol", "NamedTuple", "TensorBatch", "Callback", "ProgressColumn"}  # and any Exception
 ENTRY = PACKAGE / "train.py"
@@ -34,7 +34,7 @@ def tree(file: Path) -> ast.Module:
 
 
 def imported(file: Path) -> set[str]:
-    """Every module named by an import anywhere in the file, in functions too; `from a import b` gives a and a.b."""
+    """Every module that the file imports, in functions too; `from a import b` gives a and a.b."""
     names = set()
     for node in ast.walk(tree(file)):
         if isinstance(node, ast.Import):
@@ -107,7 +107,9 @@ def test_only_the_entry_knows_hydra(file):
 def test_the_report_needs_neither_rlpref_nor_torch():
     for file in (PACKAGE / "report").rglob("*.py"):
         outside = {name for name in imported(file) if not name.startswith("rlpref.report")}
-        assert not {name for name in outside if name.split(".")[0] in ("rlpref", "torch", "transformers")}, file
+        assert not {name for name in outside if name.split(".")[0] in ("rlpref", "torch", "transformers")}, (
+            file
+        )
 
 
 @pytest.mark.parametrize("file", FILES, ids=ids(FILES))
@@ -121,7 +123,7 @@ def test_files_and_functions_stay_small(file):
 
 def test_no_module_is_named_utils():
     assert not [file for file in FILES if file.stem in ("utils", "util", "helpers", "misc", "common_utils")]
-    assert not [folder for folder in PACKAGE.rglob("utils")]
+    assert not list(PACKAGE.rglob("utils"))
 
 
 @pytest.mark.parametrize("file", FILES, ids=ids(FILES))

@@ -7,7 +7,6 @@ import os
 
 import hydra
 import pytest
-import runs
 import yaml
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
@@ -15,12 +14,14 @@ from omegaconf.errors import MissingMandatoryValue
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+import runs
 from rlpref import build
 from rlpref.binding import ConfigError
 
 TINYSTORIES = runs.SHARED / "tinystories"
 HH = runs.SHARED / "hh_harmless" / "train.jsonl.gz"
-WORDS = "good bad great awful happy sad love hate the film was very and i it".split()
+WORDS = ["good", "bad", "great", "awful", "happy", "sad", "love", "hate"]
+WORDS += ["the", "film", "was", "very", "and", "it"]
 
 SHORT = ["data.max_prompt_length=48", "data.max_completion_length=8"]
 HF = ["model=hf", "model.name={hf}", *SHORT]
@@ -45,16 +46,31 @@ CASES = {
     "hf hh": [*runs.TINY, *HF, "data=hh", "data.path={hh}", "algorithm=ipo", "algorithm.batch_size=8"],
     "hf hh reward model": [*runs.TINY, *HF, "data=hh", "data.path={hh}", "algorithm=reward_model"],
     "hf sentiment": [*runs.TINY, *HF, "data=sentiment", "algorithm=ppo", *ONE_EACH],
-    "hf sentiment lora": [*runs.TINY, *HF, "data=sentiment", "model.lora.r=2", "algorithm=iterative_dpo", *ONE_EACH],
+    "hf sentiment lora": [
+        *runs.TINY,
+        *HF,
+        "data=sentiment",
+        "model.lora.r=2",
+        "algorithm=iterative_dpo",
+        *ONE_EACH,
+    ],
     "hf experiment": [*runs.TINY, "experiment=sentiment", *HF, "algorithm.batch_size=8"],
+    "hf hh experiment": [*runs.TINY, "experiment=hh", *HF, "data.path={hh}", "algorithm.batch_size=8"],
     "demo": [*runs.TESTBED, "experiment=demo", *M["dpo"]],
     "stories jsonl": [*runs.TINY, *STORIES, "data=jsonl", "data.path={jsonl}", "algorithm.batch_size=8"],
-    "stories hh": [*runs.TINY, *STORIES, "data=hh", f"data.path={HH}", "data.test_fraction=0.9"],
+    "stories hh": [*runs.TINY, *STORIES, "data=hh", "data.path={some_hh}", "algorithm.batch_size=8"],
 }
 SLOW = {
     "smollm2": [*runs.TINY, "experiment=sentiment", *SMOLLM],
     "smollm2 ppo": [*runs.TINY, "experiment=sentiment", *SMOLLM, "algorithm=ppo", *ONE_EACH],
-    "smollm2 hh": [*runs.TINY, "model=smollm2_135m", "data=hh", "data.path={hh}", "algorithm.batch_size=4", *SHORT],
+    "smollm2 hh": [
+        *runs.TINY,
+        "model=smollm2_135m",
+        "data=hh",
+        "data.path={hh}",
+        "algorithm.batch_size=4",
+        *SHORT,
+    ],
 }
 
 
@@ -70,6 +86,7 @@ def places(tmp_path_factory):
         "hf": root / "llama",
         "jsonl": root / "pairs.jsonl",
         "hh": root / "dialogues.jsonl.gz",
+        "some_hh": some_of_hh(root / "hh.jsonl"),
         "reward_model": root / "reward_model",
     }
 
@@ -91,7 +108,9 @@ def save_llama(folder):
     ids = {word: i for i, word in enumerate(["<unk>", "<eos>", *WORDS])}
     tokenizer = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", eos_token="<eos>").save_pretrained(folder)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", eos_token="<eos>").save_pretrained(
+        folder
+    )
     config = LlamaConfig(
         vocab_size=len(ids),
         hidden_size=16,
@@ -119,6 +138,14 @@ def write_hh(file):
         handle.write("".join(json.dumps(row) + "\n" for row in rows))
 
 
+def some_of_hh(file):
+    """The first real dialogues, where they are at hand."""
+    if HH.exists():
+        with gzip.open(HH, "rt") as handle:
+            file.write_text("".join(line for line, _ in zip(handle, range(60))))
+    return file
+
+
 def two_steps(overrides, places, folder):
     summary = runs.run(folder, *[o.format(**places) for o in overrides], "training.max_steps=2")
     assert summary["step"] == 2
@@ -143,18 +170,34 @@ def test_two_steps_of_the_real_model(case, places, tmp_path):
     assert any("loss" in row for row in rows)
 
 
-def choices(overrides):
+def files_chosen(overrides):
     """The files of conf/ that a configuration is composed of."""
-    filled = [o.format(hf="x", jsonl="x", hh="x", reward_model="x") for o in overrides]
-    with hydra.initialize_config_dir(str(runs.CONF), version_base="1.3"):
-        chosen = hydra.compose("train", filled, return_hydra_config=True).hydra.runtime.choices
-    ours = {group: option for group, option in chosen.items() if not group.startswith("hydra/")}
-    return {f"{group}/{option}.yaml" for group, option in ours.items() if option}
+    chosen = {
+        group: option
+        for entry in primary_defaults()
+        if isinstance(entry, dict)
+        for group, option in entry.items()
+    }
+    given = dict(override.split("=", 1) for override in overrides)
+    groups = {key: option for key, option in given.items() if (runs.CONF / key).is_dir()}
+    chosen |= experiment_defaults(groups.get("experiment")) | groups
+    return {f"{group}/{option}.yaml" for group, option in chosen.items() if option and "hydra/" not in group}
+
+
+def primary_defaults():
+    return yaml.safe_load((runs.CONF / "train.yaml").read_text())["defaults"]
+
+
+def experiment_defaults(name):
+    """Group to option, as an experiment overrides them."""
+    written = yaml.safe_load((runs.CONF / "experiment" / f"{name}.yaml").read_text()) if name else {}
+    entries = [item for entry in written.get("defaults", []) for item in entry.items()]
+    return {group.removeprefix("override /"): option for group, option in entries}
 
 
 def test_every_file_of_conf_is_in_a_case():
     existing = {str(file.relative_to(runs.CONF)) for file in runs.CONF.rglob("*.yaml")} - {"train.yaml"}
-    used = set().union(*(choices(overrides) for overrides in (CASES | SLOW).values()))
+    used = set().union(*(files_chosen(overrides) for overrides in (CASES | SLOW).values()))
     assert used == existing, f"add a case for {sorted(existing - used)}"
 
 
@@ -174,24 +217,21 @@ def leaves(node, path=()):
         yield from leaves(value, (*path, key))
 
 
-@pytest.mark.parametrize("file", sorted((runs.CONF / "experiment").glob("*.yaml")), ids=lambda file: file.stem)
+@pytest.mark.parametrize(
+    "file", sorted((runs.CONF / "experiment").glob("*.yaml")), ids=lambda file: file.stem
+)
 def test_an_experiment_wins_over_the_primary_file(file):
     written = yaml.safe_load(file.read_text())
-    overridden = {next(iter(entry)): next(iter(entry.values())) for entry in written.pop("defaults", [])}
-    written.pop("hydra", None)
-    config, _ = runs.compose(f"experiment={file.stem}", *filled_in(overridden))
-    for path, value in leaves(written):
+    groups = experiment_defaults(file.stem)
+    unknown = ["reward.path=x"] if groups.get("reward") == "learned" else []
+    with hydra.initialize_config_dir(str(runs.CONF), version_base="1.3"):
+        composed = hydra.compose("train", [f"experiment={file.stem}", *unknown], return_hydra_config=True)
+    assert groups.items() <= dict(composed.hydra.runtime.choices).items()
+    config = OmegaConf.to_container(composed)
+    for path, value in leaves({key: node for key, node in written.items() if key != "defaults"}):
         found = functools.reduce(lambda node, key: node[key], path, config)
-        assert found == value, ".".join(path)
-    chosen = choices([f"experiment={file.stem}"])
-    for group, option in overridden.items():
-        assert f"{group.removeprefix('override /')}/{option}.yaml" in chosen
-
-
-def filled_in(overridden):
-    """Values for what an experiment leaves to the user."""
-    option = overridden.get("override /reward")
-    return ["reward.path=x"] if option == "learned" else []
+        found = getattr(found, "name", found)  # hydra.mode is an enum
+        assert found == (str(value) if "params" in path else value), ".".join(path)
 
 
 def test_some_experiment_changes_a_number_of_the_primary_file():
@@ -225,7 +265,10 @@ REFUSED = [  # overrides, what the message says
     (["+testbed.vocabulary=3"], "'vocabulary'.*Did you mean 'vocab'"),
     (["algorithm=sft", "beta=0.2"], "algorithm 'sft' does not use 'beta'"),
     (["algorithm=reward_model", "beta=0.2"], "algorithm 'reward_model' does not use 'beta'"),
-    (["model=hf", "model.name=x", "data=sentiment", "testbed.vocab=3"], "model 'hf' does not use 'testbed.vocab'"),
+    (
+        ["model=hf", "model.name=x", "data=sentiment", "testbed.vocab=3"],
+        "model 'hf' does not use 'testbed.vocab'",
+    ),
     (["model=hf", "model.name=x", "data=sentiment", "+model.lora.rank=3"], "model.lora does not use 'rank'"),
     (["model=hf", "model.name=x", "data=sentiment", "model.dtype=bfloat16"], "model.dtype"),
     (["model=hf", "model.name=x"], "model 'hf' cannot use data 'testbed'"),
@@ -273,8 +316,12 @@ def no_model(monkeypatch):
         monkeypatch.setitem(build.MODELS, kind, refuse)
 
 
-@pytest.mark.parametrize(("overrides", "message"), REFUSED, ids=[" ".join(overrides) for overrides, _ in REFUSED])
-def test_a_setting_that_cannot_be_used_is_refused_before_a_model_loads(overrides, message, no_model, tmp_path):
+@pytest.mark.parametrize(
+    ("overrides", "message"), REFUSED, ids=[" ".join(overrides) for overrides, _ in REFUSED]
+)
+def test_a_setting_that_cannot_be_used_is_refused_before_a_model_loads(
+    overrides, message, no_model, tmp_path
+):
     with pytest.raises(ConfigError, match=message):
         runs.run(tmp_path / "run", "logger.mode=disabled", *overrides)
     assert not (tmp_path / "run").exists()
@@ -297,7 +344,9 @@ def test_hydra_refuses_a_misspelt_key_by_name(override):
         runs.compose(override)
 
 
-@pytest.mark.parametrize(("overrides", "key"), [(["model=hf"], "name"), (["reward=learned"], "path"), (["data=jsonl"], "path")])
+@pytest.mark.parametrize(
+    ("overrides", "key"), [(["model=hf"], "name"), (["reward=learned"], "path"), (["data=jsonl"], "path")]
+)
 def test_a_value_that_only_the_user_knows_is_asked_for(overrides, key):
     with pytest.raises(MissingMandatoryValue, match=key):
         runs.compose(*overrides)

@@ -95,7 +95,9 @@ def problem(random_llama):
         )
         prompts = answers(3)
         prompt_mask = torch.arange(4) >= 4 - torch.tensor([1, 2, 3, 4])[:, None]
-        data = SimpleNamespace(train=Pairs(answers(1), answers(2)), prompts=Prompts(prompts.ids[:4, :4], prompt_mask))
+        data = SimpleNamespace(
+            train=Pairs(answers(1), answers(2)), prompts=Prompts(prompts.ids[:4, :4], prompt_mask)
+        )
         batch = algorithm.collect(models, data, Round(0, torch.Generator().manual_seed(0), Costs()))[:ROWS]
         generator = torch.Generator().manual_seed(5)
         trained = {module: getattr(models, module) for module in algorithm.trains}
@@ -112,7 +114,9 @@ def gradient(algorithm, models, batch, trained, micro):
     for module in trained.values():
         module.zero_grad()
     metrics = backward(algorithm, models, batch, micro, trained)
-    flat = [p.grad.flatten() for module in trained.values() for p in module.parameters() if p.grad is not None]
+    flat = [
+        p.grad.flatten() for module in trained.values() for p in module.parameters() if p.grad is not None
+    ]
     return torch.cat(flat), metrics
 
 
@@ -121,7 +125,9 @@ def repadded(batch: TensorBatch, left: bool, extra: int) -> TensorBatch:
     holds tokens that mean something."""
     if isinstance(batch, Sequences):
         ids = moved(batch.ids, batch.attention_mask, left, extra, fill=7)
-        rest = (moved(m, batch.attention_mask, left, extra, False) for m in (batch.attention_mask, batch.mask))
+        rest = (
+            moved(m, batch.attention_mask, left, extra, False) for m in (batch.attention_mask, batch.mask)
+        )
         return Sequences(ids, *rest)
     changes = {}
     for name, value in batch.items():
@@ -176,7 +182,7 @@ def test_the_gradient_is_that_of_the_weighted_mean(problem):
     mean = (loss.value * batch.sequences.lengths).sum() / batch.sequences.mask.sum()
     mean.backward()
     direct = [p.grad.flatten() for m in trained.values() for p in m.parameters() if p.grad is not None]
-    # Llama's norms round to fp32 whatever the dtype, here at another scale of the gradient than in `backward`.
+    # Llama's norms round to fp32 whatever the dtype, and here the gradient has another scale on its way.
     torch.testing.assert_close(torch.cat(direct), found, rtol=1e-5, atol=1e-5)
     assert metrics["loss"] == pytest.approx(mean.item(), abs=1e-12)
     assert 0 < metrics["policy/clipfrac"] < 1  # the clip is at work, in some tokens

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -80,6 +81,9 @@ class Evaluator:
         put("ref_reward", ref_rewards)
         won, row["eval/ties"] = wins(rewards.view(per_prompt), ref_rewards.view(per_prompt))
         put("win_rate", won)
+        if all_prompts:  # only answers are random, those of the reference too
+            lost, _ = wins(ref_rewards.view(per_prompt), rewards.view(per_prompt))
+            row["eval/win_rate_se"] = math.hypot(row["eval/win_rate_se"], mean_and_se(lost, all_prompts)[1])
         return row, self._texts(step, samples, rewards, ref_samples, ref_rewards)
 
     def _reference_answers(self, prompts: Prompts) -> tuple[Samples, Tensor]:
@@ -93,6 +97,8 @@ class Evaluator:
     def _texts(self, step: int, samples: Samples, rewards, ref_samples=None, ref_rewards=None) -> list[dict]:
         """The first answer to each of the first few prompts, beside the reference's."""
         first = torch.arange(min(self.samples, len(samples) // self.k), device=samples.prompt.device) * self.k
+        if len(first) == 0:  # batch_decode of nothing is one empty text
+            return []
         tokenizer, chosen = self.models.tokenizer, samples.sequences[first]
         prompt_only = chosen.attention_mask & ~chosen.mask
         prompts = [ids[kept].tolist() for ids, kept in zip(chosen.ids.cpu(), prompt_only.cpu())]

@@ -62,11 +62,10 @@ class RunFolder:
         return {name: len(_lines(self.path / name)) for name in ("metrics.jsonl", "samples.jsonl")}
 
     def cut_back(self, rows: dict[str, int]) -> None:
-        """Drops the rows that were logged after a checkpoint was made."""
+        """Drops the rows that were logged after a checkpoint was made, and half a row that a kill left."""
         for name, count in rows.items():
-            lines = _lines(self.path / name)
-            if len(lines) > count:
-                write_atomically(self.path / name, "".join(lines[:count]))
+            if (self.path / name).exists():
+                write_atomically(self.path / name, "".join(_lines(self.path / name)[:count]))
 
     def clear_logs(self) -> None:
         """A run that starts anew keeps nothing of an earlier one in this folder."""
@@ -86,6 +85,7 @@ class RunFolder:
 
 
 def _lines(path: Path) -> list[str]:
+    """The whole rows of a log. `str.splitlines` would also cut at the line separators inside a text."""
     if not path.exists():
         return []
-    return [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
+    return [line + "\n" for line in path.read_text(encoding="utf-8").split("\n")[:-1]]

@@ -119,7 +119,7 @@ def _yaml_mapping(text: str) -> dict:
 def _json_lines(text: str, whole: bool) -> list[dict]:
     """One object per line. A run that did not end may leave half a last line: it is left out."""
     rows: list[dict] = []
-    lines = text.splitlines()
+    lines = text.removesuffix("\n").split("\n")  # splitlines would cut at separators inside a text
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue

@@ -141,7 +141,10 @@ def _cards(sweep: Sweep) -> list[dict]:
         {
             "run": run,
             "status": status,
-            "card": pd.DataFrame([(key, text(value)) for key, value in flatten(sweep.cards[run]).items()]),
+            "card": pd.DataFrame(
+                [(key, text(value)) for key, value in flatten(sweep.cards[run]).items()],
+                columns=["recorded", "value"],
+            ),
             "config": sweep.configs[run],
         }
         for run, status in zip(sweep.runs["run"], sweep.runs["status"])

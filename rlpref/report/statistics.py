@@ -59,9 +59,9 @@ def headline(sweep: Sweep) -> pd.DataFrame:
 
     Columns: the problem's keys, method, beta, the other swept keys, `n` (runs that are done); for each of
     reward, proxy_reward, kl (nats per answer), regret, win_rate, accuracy and reward_accuracy that some run
-    has: its mean over seeds and `_low`, `_high` of the 95% interval; `reward_se`, the mean standard error within a run
-    (over prompts); `source` (exact or sampled); `note`, which names every run of the cell that is missing,
-    failed or unfinished. A cell without a finished run keeps its row, with n = 0.
+    has: its mean over seeds and `_low`, `_high` of the 95% interval; `reward_se`, the mean standard error
+    within a run (over prompts); `source` (exact or sampled); `note`, which names every run of the cell that
+    is missing, failed or unfinished. A cell without a finished run keeps its row, with n = 0.
     """
     problem, others = sweep.problem_keys, [key for key in sweep.keys if key not in sweep.problem_keys]
     keys = [*problem, "method", "beta", *others]

@@ -30,7 +30,13 @@ ALGORITHMS = {
 
 def gpt2_models(dropout: float) -> Models:
     config = GPT2Config(
-        vocab_size=9, n_embd=16, n_layer=1, n_head=2, n_positions=16, resid_pdrop=dropout, initializer_range=0.3
+        vocab_size=9,
+        n_embd=16,
+        n_layer=1,
+        n_head=2,
+        n_positions=16,
+        resid_pdrop=dropout,
+        initializer_range=0.3,
     )
     torch.manual_seed(0)
     policy = GPT2LMHeadModel(config).eval()

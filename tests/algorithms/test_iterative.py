@@ -55,7 +55,7 @@ def test_bradley_terry_pairs_are_disjoint():
 def test_bradley_terry_labels_by_the_sigmoid_of_the_difference():
     n = 20_000
     scores = torch.tensor([1.3, 0.5, -2.0, 0.0]).expand(n, 4)
-    prompt, chosen, _ = bradley_terry(scores, torch.Generator().manual_seed(0))
+    _, chosen, _ = bradley_terry(scores, torch.Generator().manual_seed(0))
     for first, difference in [(0, 0.8), (2, -2.0)]:
         pairs = (chosen == first) | (chosen == first + 1)
         wins = (chosen[pairs] == first).double().mean().item()

@@ -77,7 +77,12 @@ def test_a_swap_of_chosen_and_rejected_flips_the_margin(key):
     sign of the margin."""
     right = logps([1.0], [-0.5], chosen_len=[3], rejected_len=[2])
     swapped = PairLogps(
-        right.rejected, right.chosen, right.ref_rejected, right.ref_chosen, right.rejected_len, right.chosen_len
+        right.rejected,
+        right.chosen,
+        right.ref_rejected,
+        right.ref_chosen,
+        right.rejected_len,
+        right.chosen_len,
     )
     negative = logps([-1.0], [0.5], chosen_len=[3], rejected_len=[2])
     assert loss(key)(swapped).item() == pytest.approx(loss(key)(negative).item())

@@ -14,7 +14,11 @@ from rlpref.losses import LOSSES, make_loss, pair_loss
         ("dpo", {"beta": "0.1"}, "loss 'dpo': 'beta' cannot be '0.1'; it takes a number"),
         ("dpo", {"beta": 0.1, "label_smoothin": 0.1}, "Did you mean 'label_smoothing'?"),
         ("ipo", {"tau": 0.1}, "loss 'ipo' needs a value for: normalize"),
-        ("ipo", {"tau": 0.1, "normalize": "median"}, "'normalize' cannot be 'median'; it takes one of 'sum', 'mean'"),
+        (
+            "ipo",
+            {"tau": 0.1, "normalize": "median"},
+            "'normalize' cannot be 'median'; it takes one of 'sum', 'mean'",
+        ),
     ],
 )
 def test_a_loss_that_cannot_be_made_as_asked_is_refused_by_name(name, settings, message):

@@ -103,11 +103,13 @@ def expected_loss(task, policy, objective):
     ref, logps = (finished(task, exact.answer_logps(task, table)) for table in (task.ref, policy))
     rewards = finished(task, task.rewards)
     n = logps.shape[1]
-    first, second = (index.flatten() for index in torch.meshgrid(torch.arange(n), torch.arange(n), indexing="ij"))
+    first, second = (
+        index.flatten() for index in torch.meshgrid(torch.arange(n), torch.arange(n), indexing="ij")
+    )
     ones = torch.ones(len(logps) * n * n)
 
-    def pairs(w, l):
-        at = (logps[:, w], logps[:, l], ref[:, w], ref[:, l])
+    def pairs(won, lost):
+        at = (logps[:, won], logps[:, lost], ref[:, won], ref[:, lost])
         return PairLogps(*(column.flatten() for column in at), ones, ones)
 
     weight = (ref[:, first] + ref[:, second]).exp() * (rewards[:, first] - rewards[:, second]).sigmoid()

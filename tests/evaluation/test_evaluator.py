@@ -1,0 +1,157 @@
+import pytest
+import torch
+
+from rlpref.evaluation.evaluator import Evaluator
+from rlpref.evaluation.exact import make_exact
+from rlpref.models.heads import scalar_model
+from rlpref.testbed import exact
+from rlpref.testbed.task import make_testbed
+
+SIZES = {"prompts": 64, "k": 400, "pairs": 100, "samples": 2}
+
+
+@pytest.fixture
+def build(testbed_models, testbed_data):
+    """(evaluator, models) of a policy on a task; the task is enumerated where `enumerate` asks for it."""
+
+    def make(task, policy=None, enumerate=True, seed=0, chunk=512, trains=("policy",), **sizes):
+        models = testbed_models(task, chunk=chunk)
+        data = testbed_data(task, models, test_pairs=100)
+        solved = make_exact(task, models, 0.5) if enumerate else None
+        if policy is not None:
+            models.policy.set_conditionals(policy)
+        return Evaluator(models, data, solved, trains, **SIZES | sizes, seed=seed), models
+
+    return make
+
+
+@pytest.fixture
+def case():
+    return make_testbed(vocab=4, horizon=2, prompts=3, seed=0, reward="ngram")
+
+
+def exact_win_rate(task, policy):
+    """Probability that the policy's answer has a higher reward than the reference's, ties one half."""
+    total = 0.0
+    for x in range(task.tree.prompts):
+        rewards = task.rewards[x][task.ends]
+        p, q = (exact.answer_logps(task, table)[x].exp()[task.ends] for table in (policy, task.ref))
+        difference = rewards[:, None] - rewards[None, :]
+        total += float((p[:, None] * q[None, :] * ((difference > 0) + 0.5 * (difference == 0))).sum())
+    return total / task.tree.prompts
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_sampled_values_are_the_exact_ones_within_four_standard_errors(build, case, random_policy, seed):
+    policy = random_policy(case, 1)
+    row, _ = build(case, policy, seed=seed)[0](0)
+    expected = {
+        "reward": exact.expectation(case, policy, case.rewards).mean().item(),
+        "ref_reward": 0.0,
+        "kl": exact.sequence_kl(case, policy, case.ref).mean().item(),
+        "kl_mc": exact.sequence_kl(case, policy, case.ref).mean().item(),
+        "win_rate": exact_win_rate(case, policy),
+        "length": row["exact/length"],
+    }
+    for name, value in expected.items():
+        assert 0 < row[f"eval/{name}_se"] < 0.1
+        assert abs(row[f"eval/{name}"] - value) < 4 * row[f"eval/{name}_se"], name
+    assert abs(expected["win_rate"] - 0.5) > 0.02
+    assert row["eval/kl_se"] < row["eval/kl_mc_se"]
+    assert row["exact/reward"] == pytest.approx(expected["reward"], abs=1e-5)
+    assert row["exact/kl"] == pytest.approx(expected["kl"], abs=1e-5)
+
+
+def test_standard_errors_are_the_spread_over_seeds(build, case, random_policy):
+    """Each claimed error against the standard deviation of the estimate over 200 evaluations."""
+    evaluator, _ = build(case, random_policy(case, 1), k=16, samples=0)
+    rows = []
+    for seed in range(200):
+        evaluator.seed, evaluator._reference = seed, {}
+        rows.append(evaluator._sampled(0)[0])
+    for name in ("reward", "ref_reward", "kl", "kl_mc", "win_rate", "length"):
+        spread = torch.tensor([row[f"eval/{name}"] for row in rows]).std().item()
+        claimed = torch.tensor([row[f"eval/{name}_se"] for row in rows]).pow(2).mean().sqrt().item()
+        assert claimed == pytest.approx(spread, rel=0.2), name
+
+
+def test_no_samples_are_no_texts(build, case):
+    assert build(case, k=2, samples=0)[0](0)[1] == []
+
+
+def test_at_the_start_nothing_has_moved(build, case):
+    row, _ = build(case)[0](0)
+    assert row["eval/kl"] == row["eval/kl_se"] == row["eval/kl_mc"] == 0
+    assert row["eval/accuracy"] == 0.5
+    assert row["eval/accuracy_se"] == 0
+    assert abs(row["eval/win_rate"] - 0.5) < 4 * row["eval/win_rate_se"]
+    assert 0 < row["eval/ties"] < 1  # policy and reference answer with different random numbers
+    assert row["exact/kl"] == pytest.approx(0, abs=1e-12)
+
+
+def test_the_accuracy_counts_pairs_and_not_batches(build, case, random_policy):
+    """Sum over pairs / number of pairs, however many go through the model at once."""
+    policy = random_policy(case, 1)
+    rows = []
+    for chunk in (512, 7, 1):
+        evaluator, _ = build(case, policy, chunk=chunk, k=1)
+        rows.append(evaluator._preferences(evaluator.data.test))
+    for row in rows[1:]:
+        assert row["eval/accuracy"] == rows[0]["eval/accuracy"]
+        assert row == pytest.approx(rows[0], abs=1e-5)
+    pairs = evaluator.data.test
+    tables = exact.answer_logps(case, policy), exact.answer_logps(case, case.ref)
+    margins = [
+        sum(sign * (tables[0] - tables[1])[place(case, ids)] for sign, ids in ((1, chosen), (-1, rejected)))
+        for chosen, rejected in zip(pairs.chosen.ids, pairs.rejected.ids)
+    ]
+    right = [0.5 if abs(m) < 1e-9 else float(m > 0) for m in margins]
+    assert rows[0]["eval/accuracy"] == pytest.approx(sum(right) / len(right))
+
+
+def place(task, ids):
+    """(prompt, prefix, last token) of a pair's answer of at most two tokens."""
+    prompt, first, last = ids[0] - task.tree.vocab, ids[1], ids[2]
+    return (prompt, 0, 0) if first == 0 else (prompt, first, last)
+
+
+def test_evaluations_with_one_seed_are_one_number(build, case, random_policy):
+    evaluator, models = build(case, random_policy(case, 1), k=8)
+    first, texts = evaluator(0)
+    assert evaluator(5)[0] == first
+    assert len(texts) == SIZES["samples"]
+    assert {"step", "prompt", "answer", "reward", "ref_answer", "ref_reward"} <= texts[0].keys()
+    models.policy.set_conditionals(random_policy(case, 2))
+    assert evaluator(6)[0]["eval/ref_reward"] == first["eval/ref_reward"]
+    assert evaluator(6)[0]["eval/reward"] != first["eval/reward"]
+
+
+def test_a_learned_reward_is_reported_beside_the_gold_one(build, case):
+    evaluator, models = build(case, k=8)
+    models.reward = lambda sequences: torch.full((len(sequences),), 7.0)
+    row, _ = evaluator(0)
+    assert row["eval/proxy_reward"] == 7
+    assert row["eval/reward"] != 7
+
+
+def test_a_reward_model_is_judged_by_its_order_of_held_out_pairs(build, case):
+    evaluator, models = build(case, trains=("reward_model",), enumerate=False)
+    models.reward_model = scalar_model(models.policy, None, torch.Generator().manual_seed(0))
+    models.reward_model.requires_grad_(False)
+    head = models.reward_model.head
+    head.weight.zero_()
+    row, texts = evaluator(0)
+    assert row["eval/reward_model/accuracy"] == 0.5  # all tied
+    assert texts == []
+    assert not any(key.startswith("eval/kl") for key in row)
+    head.weight.fill_(1.0)
+    table = models.reward_model.backbone.rows.weight
+    table[:] = 0
+    tree = case.tree
+    leaves = table[1:].view(tree.prompts, tree.per_prompt, -1)[:, tree.inner :]
+    leaves[..., 0] = case.rewards.flatten(1).float()
+    pairs = evaluator.data.test
+    right = (pairs.chosen_score > pairs.rejected_score).double() + 0.5 * (
+        pairs.chosen_score == pairs.rejected_score
+    )
+    assert evaluator(0)[0]["eval/reward_model/accuracy"] == pytest.approx(right.mean().item())

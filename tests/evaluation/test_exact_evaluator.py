@@ -1,0 +1,43 @@
+import pytest
+import torch
+
+from rlpref.evaluation.exact import make_exact
+from rlpref.testbed import exact
+
+
+def test_every_exact_value_is_that_of_the_enumeration(task, random_policy, testbed_models):
+    policy = random_policy(task, 1)
+    models = testbed_models(task, policy)
+    row = make_exact(task, models, 0.5)(models)
+    mass = exact.answer_logps(task, policy).exp()
+    lengths = (task.depth + 1.0)[None, :, None]
+    assert row["exact/reward"] == pytest.approx((mass * task.rewards).sum((1, 2)).mean().item(), abs=1e-5)
+    assert row["exact/length"] == pytest.approx((mass * lengths).sum((1, 2)).mean().item(), abs=1e-5)
+    for name, p, q in (("kl", policy, task.ref), ("reverse_kl", task.ref, policy)):
+        assert row[f"exact/{name}"] == pytest.approx(exact.sequence_kl(task, p, q).mean().item(), abs=1e-5)
+    best = exact.optimum(task, task.ref, task.rewards, 0.5).policy
+    regret = 0.5 * exact.sequence_kl(task, policy, best).mean().item()
+    assert row["exact/regret"] == pytest.approx(regret, abs=1e-5)
+    assert 0 < row["exact/gap"] < row["exact/regret"]
+
+
+def test_the_optimum_has_neither_regret_nor_gap(task, testbed_models):
+    models = testbed_models(task, exact.optimum(task, task.ref, task.rewards, 0.5).policy)
+    row = make_exact(task, models, 0.5)(models)
+    assert row["exact/regret"] == pytest.approx(0, abs=1e-6)
+    assert row["exact/gap"] == pytest.approx(0, abs=1e-6)
+
+
+def test_without_beta_there_is_no_regret(task, testbed_models):
+    models = testbed_models(task)
+    assert "exact/regret" not in make_exact(task, models, None)(models)
+
+
+def test_temperature_belongs_to_policy_and_reference(task, testbed_models):
+    """At temperature 2 the reference is the tempered table: the run's frontier starts at its reward."""
+    models = testbed_models(task, temperature=2.0)
+    evaluator = make_exact(task, models, 0.5)
+    torch.testing.assert_close(evaluator.ref, (task.ref / 2).log_softmax(-1), atol=1e-6, rtol=0)
+    row = evaluator(models)
+    assert row["exact/kl"] == pytest.approx(0, abs=1e-9)
+    assert evaluator.frontier()["reward"][0] == pytest.approx(row["exact/reward"], abs=1e-2)

@@ -1,0 +1,225 @@
+"""The commands as a user meets them: no network, no account, nobody to answer a prompt."""
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import runs
+from rlpref import train
+
+# A sweep over algorithms can only set what they share: sizes come from the budget.
+SMALL = [s for s in runs.TESTBED if not s.startswith("logger")]
+SMALL += ["budget.batch_size=16", "budget.offline.epochs=2"]
+SMALL += ["budget.ppo.rounds=2", "budget.ppo.prompts_per_round=8", "budget.ppo.k=2"]
+GRID = ["algorithm=dpo,ppo", "seed=0,1"]
+
+
+def rlpref(*arguments, home, command="rlpref"):
+    """The installed command with stdin closed, no wandb settings and an empty home."""
+    return subprocess.run(
+        [str(Path(sys.executable).parent / command), *arguments],
+        env=runs.clean_environment(home),
+        cwd=home,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+@pytest.fixture
+def command(monkeypatch, capfd):
+    """`rlpref` in this process: (exit code, stdout, stderr)."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["rlpref", *arguments])
+        train.FAILED.clear()
+        terminate = signal.getsignal(signal.SIGTERM)
+        capfd.readouterr()
+        try:
+            train.main()
+            code = 0
+        except SystemExit as stop:
+            code = stop.code
+        finally:
+            signal.signal(signal.SIGTERM, terminate)
+            train.FAILED.clear()
+        return code, *capfd.readouterr()
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory):
+    """(what the command said, its home, the sweep's folder) of four jobs with wandb as it comes."""
+    home = tmp_path_factory.mktemp("home")
+    said = rlpref("-m", *GRID, *SMALL, f"hydra.sweep.dir={home}/sweep", home=home)
+    return said, home, home / "sweep"
+
+
+def jobs(folder):
+    return sorted(status.parent for status in folder.glob("*/status.json"))
+
+
+def test_a_sweep_ends_well_without_account_or_terminal(sweep):
+    said, _, folder = sweep
+    assert said.returncode == 0, said.stderr
+    assert len(jobs(folder)) == 4
+    assert {runs.status(job)["status"] for job in jobs(folder)} == {"done"}
+    for word in ("Traceback", "API key", "wandb login", "wandb: (1)"):
+        assert word not in said.stdout + said.stderr
+
+
+def test_a_sweep_builds_its_report(sweep):
+    said, _, folder = sweep
+    page = (folder / "report" / "index.html").read_text()
+    assert "dpo" in page
+    assert "ppo" in page
+    assert json.loads((folder / "sweep.json").read_text())["overrides"][:2] == GRID
+    assert str(folder / "report" / "index.html") in said.stdout.replace("\n", "")
+
+
+def test_a_sweep_prints_each_run_and_the_table(sweep):
+    said, _, folder = sweep
+    for job in jobs(folder):
+        assert job.name in said.stdout
+    assert "regret" in said.stdout
+
+
+def test_run_folders_have_short_speaking_names(sweep):
+    names = {job.name.rsplit("-", 1)[0] for job in jobs(sweep[2])}
+    assert names == {f"{name}-beta0.5-seed{seed}" for name in ("dpo", "ppo") for seed in (0, 1)}
+
+
+def test_a_sweep_leaves_nothing_in_the_home_but_its_folder(sweep):
+    _, home, folder = sweep
+    left = {path.name for path in home.iterdir()} - {".cache", ".config", ".triton"}
+    assert left == {folder.name}
+    assert not (home / ".netrc").exists()
+
+
+def test_each_job_of_a_sweep_is_one_wandb_run(sweep):
+    for job in jobs(sweep[2]):
+        assert len(list(job.glob("wandb/offline-run-*/*.wandb"))) == 1
+
+
+def test_the_last_job_of_a_sweep_is_what_it_is_alone(sweep, tmp_path):
+    last = next(job for job in jobs(sweep[2]) if job.name.startswith("ppo-beta0.5-seed1"))
+    runs.run(tmp_path, *SMALL, "logger.mode=disabled", "algorithm=ppo", "seed=1")
+    assert runs.metrics(tmp_path) == runs.metrics(last)
+    assert runs.weights(tmp_path) == runs.weights(last)
+
+
+def test_the_same_sweep_again_runs_nothing_again(sweep, command, monkeypatch):
+    folder = sweep[2]
+    before = {job.name: (job / "metrics.jsonl").stat().st_mtime_ns for job in jobs(folder)}
+    monkeypatch.setattr("rlpref.run._train", lambda *_: pytest.fail("a job was run again"))
+    code, out, _ = command("-m", *GRID, *SMALL, f"hydra.sweep.dir={folder}")
+    assert code == 0
+    assert {job.name: (job / "metrics.jsonl").stat().st_mtime_ns for job in jobs(folder)} == before
+    assert "regret" in out
+
+
+def test_one_failing_job_does_not_stop_the_others(command, tmp_path):
+    grid = ["algorithm=ppo", "optimizer.lr=1e30,0.1", *SMALL, "logger.mode=disabled"]
+    code, out, err = command("-m", *grid, f"hydra.sweep.dir={tmp_path}/sweep")
+    assert code == 1
+    states = {job.name: runs.status(job)["status"] for job in jobs(tmp_path / "sweep")}
+    assert sorted(states.values()) == ["done", "failed"]
+    failed = next(name for name, state in states.items() if state == "failed")
+    page = (tmp_path / "sweep" / "report" / "index.html").read_text()
+    assert failed in page
+    assert failed in out + err
+    assert "Try a smaller optimizer.lr" in out + err
+
+
+def test_a_refused_job_does_not_stop_the_others(command, tmp_path):
+    grid = ["algorithm=sft,dpo", "beta=0.3", *SMALL, "logger.mode=disabled"]
+    code, out, err = command("-m", *grid, f"hydra.sweep.dir={tmp_path}/sweep")
+    assert code == 1
+    assert [job.name.split("-")[0] for job in jobs(tmp_path / "sweep")] == ["dpo"]
+    assert "algorithm 'sft' does not use 'beta'" in err
+    assert "Traceback" not in out + err
+    assert "sft" in (tmp_path / "sweep" / "report" / "index.html").read_text()
+
+
+def test_only_the_unfinished_jobs_of_a_sweep_are_run_again(command, tmp_path, monkeypatch):
+    arguments = ["-m", "seed=0,1,2", *SMALL, "logger.mode=disabled", f"hydra.sweep.dir={tmp_path}/sweep"]
+    from rlpref import run
+
+    train_one, seeds = run._train, []
+
+    def sometimes(config, *rest):
+        seeds.append(config["seed"])
+        if len(seeds) == 2:
+            raise RuntimeError("the machine went away")
+        return train_one(config, *rest)
+
+    monkeypatch.setattr(run, "_train", sometimes)
+    assert command(*arguments)[0] == 1
+    assert command(*arguments)[0] == 0
+    assert seeds == [0, 1, 2, 1]
+
+
+def test_an_interrupted_command_says_how_to_go_on(command, tmp_path, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("rlpref.run._train", stop)
+    code, _, err = command(*SMALL, f"hydra.run.dir={tmp_path}/run")
+    assert code == 130
+    assert "goes on from the last checkpoint" in err
+    assert "Traceback" not in err
+    assert runs.status(tmp_path / "run")["status"] == "interrupted"
+
+
+def test_help_can_be_read(tmp_path):
+    said = rlpref("--help", home=tmp_path)
+    assert said.returncode == 0
+    assert "Traceback" not in said.stdout + said.stderr
+    for folder in sorted(path.name for path in runs.CONF.iterdir() if path.is_dir() and path.name[0] != "_"):
+        assert f"\n{folder}: " in said.stdout
+    for line in ("algorithm: dpo, ipo, iterative_dpo, ppo, reward_model, sft", "rlpref -m ", "beta: "):
+        assert line in said.stdout
+    assert max(map(len, said.stdout.splitlines())) < 120
+
+
+def test_a_misspelt_key_ends_the_command_with_its_name(tmp_path):
+    said = rlpref("algorithm.loss.bta=1", home=tmp_path)
+    assert said.returncode == 1
+    assert "bta" in said.stderr
+    assert "Traceback" not in said.stderr
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("+algorithm.loss.bta=1", "Did you mean 'beta'"),
+        ("+foo=1", "'foo' is no setting"),
+        ("seed=first", "'seed' cannot be 'first'"),
+    ],
+)
+def test_an_added_key_ends_the_command_with_its_name(override, message, command, tmp_path):
+    code, out, err = command(override, f"hydra.run.dir={tmp_path}/run")
+    assert code == 1
+    assert message in err
+    assert "Traceback" not in out + err
+
+
+def test_a_missing_value_is_asked_for_by_name(command, tmp_path):
+    code, out, err = command("data=jsonl", "model=hf", f"hydra.run.dir={tmp_path}/run")
+    assert code == 1
+    assert "Missing mandatory value" in out + err
+
+
+@pytest.mark.slow
+def test_the_report_command_rebuilds_the_page(sweep):
+    _, home, folder = sweep
+    (folder / "report" / "index.html").unlink()
+    said = rlpref(str(folder), home=home, command="rlpref-report")
+    assert said.returncode == 0, said.stderr
+    assert (folder / "report" / "index.html").exists()

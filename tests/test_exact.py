@@ -1,0 +1,83 @@
+"""What the laboratory promises: with its own defaults each method reaches the optimum that theory gives it.
+
+Whole runs on the testbed (4 prompts, 4 tokens, answers of at most 2), against closed forms.
+"""
+
+import json
+
+import pytest
+import torch
+from hydra import compose, initialize_config_module
+from omegaconf import OmegaConf
+
+from rlpref import checkpoint
+from rlpref.models.tabular import TabularLM
+from rlpref.run import run
+from rlpref.testbed.exact import ipo_optimum, sequence_kl
+from rlpref.testbed.task import conditionals, make_testbed
+
+TASKS = (0, 1)  # testbed.seed
+IPO = ["testbed.horizon=1", "beta=0.1"]  # beta is IPO's tau
+REGRET = {"ppo": 0.005, "dpo": 0.02, "iterative_dpo": 0.03}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """`finished(algorithm, testbed seed)` -> (config, folder, summary); every run is made once."""
+    made = {}
+
+    def run_once(algorithm, task_seed):
+        key = f"{algorithm}-{task_seed}"
+        if key not in made:
+            overrides = [f"algorithm={algorithm}", f"testbed.seed={task_seed}", "logger.mode=disabled"]
+            with initialize_config_module("rlpref.conf", version_base="1.3"):
+                composed = compose("train", overrides + (IPO if algorithm == "ipo" else []))
+            config = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+            folder = tmp_path_factory.mktemp(key)
+            made[key] = config, folder, run(config, folder)
+        return made[key]
+
+    return run_once
+
+
+def rows(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("task_seed", TASKS)
+@pytest.mark.parametrize("algorithm", REGRET)
+def test_the_regret_at_the_end_is_small(finished, algorithm, task_seed):
+    config, folder, summary = finished(algorithm, task_seed)
+    sizes = {name: config["testbed"][name] for name in ("vocab", "horizon", "prompts")}
+    assert (sizes, config["beta"]) == ({"vocab": 4, "horizon": 2, "prompts": 4}, 0.5)
+    start = rows(folder)[0]["exact/regret"]
+    assert start > 0.3  # there was something to learn
+    assert 0 <= summary["exact/regret"] <= REGRET[algorithm], f"from {start}"
+
+
+@pytest.mark.parametrize("task_seed", TASKS)
+def test_ipo_reaches_its_own_optimum(finished, task_seed):
+    """KL(pi* || pi) and KL(pi || pi*) between the trained policy and pi* = ref exp(p(y beats ref)/tau)/Z."""
+    config, folder, _ = finished("ipo", task_seed)
+    task = make_testbed(**config["testbed"])
+    tree = task.tree
+    policy = TabularLM(tree.vocab, tree.horizon, tree.prompts)
+    path, complaints = checkpoint.latest(folder / "checkpoints")
+    assert complaints == []
+    checkpoint.load_weights(policy, path / "policy.safetensors")
+    with torch.no_grad():
+        found = conditionals(task, policy)
+    best = ipo_optimum(task, task.ref, task.rewards, config["algorithm"]["loss"]["tau"])
+    assert sequence_kl(task, best, task.ref).mean() > 0.1
+    forward, backward = (sequence_kl(task, *pair).mean().item() for pair in ((best, found), (found, best)))
+    assert forward <= 0.002
+    assert backward <= 0.002
+
+
+@pytest.mark.parametrize("task_seed", TASKS)
+@pytest.mark.parametrize("algorithm", [*REGRET, "ipo"])
+def test_no_evaluation_lies_above_the_exact_frontier(finished, algorithm, task_seed):
+    _, folder, _ = finished(algorithm, task_seed)
+    gaps = [row["exact/gap"] for row in rows(folder) if "exact/gap" in row]
+    assert len(gaps) > 5
+    assert min(gaps) >= -1e-3
