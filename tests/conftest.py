@@ -15,6 +15,12 @@ from rlpref.testbed.task import TestbedScorer, make_testbed
 from rlpref.testbed.tokenizer import testbed_tokenizer
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Small tensors are no work for two threads, and on a busy machine these wait for each other."""
+    torch.set_num_threads(1)
+
+
 @pytest.fixture
 def task():
     return make_testbed(vocab=3, horizon=3, prompts=2, seed=5, reward="ngram")

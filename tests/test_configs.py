@@ -28,7 +28,7 @@ HF = ["model=hf", "model.name={hf}", *SHORT]
 STORIES = ["model=stories260k", f"model.path={TINYSTORIES}/stories260K.bin"]
 STORIES += [f"model.tokenizer_path={TINYSTORIES}/tok512.bin", *SHORT]
 ONE_EACH = ["algorithm.rounds=2", "algorithm.prompts_per_round=8", "algorithm.k=2", "algorithm.batch_size=8"]
-SMOLLM = ["data.k=2", "data.max_completion_length=8", "algorithm.batch_size=4", "evaluation.k=2"]
+SMOLLM = ["data.prompts=24", "data.k=2", "data.max_completion_length=8", "algorithm.batch_size=4", "evaluation.k=2"]
 M = runs.METHODS
 
 # Together they choose every file of conf/. {names} are filled in by the fixture `places`.

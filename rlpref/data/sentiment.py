@@ -35,8 +35,9 @@ class Answer:
     finished: bool
 
 
-def sentiment(context: DataContext, k: int, pairs_per_prompt: int) -> RowSplit:
-    """Pairs of the reference's own answers to the openings, labelled by `context.gold`.
+def sentiment(context: DataContext, k: int, pairs_per_prompt: int, prompts: int | None = None) -> RowSplit:
+    """Pairs of the reference's own answers to the first `prompts` openings (None: all), labelled by
+    `context.gold`.
 
     The i-th best of the k answers meets the i-th worst, for i up to `pairs_per_prompt`. Ties and answers
     without text make no pair; `skipped` counts the pairs missing for these reasons. Raises ConfigError
@@ -48,9 +49,10 @@ def sentiment(context: DataContext, k: int, pairs_per_prompt: int) -> RowSplit:
         )
     if pairs_per_prompt < 1 or k < 2 * pairs_per_prompt:
         raise ConfigError(f"data.k is {k}: {pairs_per_prompt} pairs per prompt need at least twice as many.")
-    folder = context.cache / "sentiment" / _key(context, k, pairs_per_prompt)
+    chosen = openings()[:prompts]
+    folder = context.cache / "sentiment" / _key(context, chosen, k, pairs_per_prompt)
     if not folder.exists():
-        rows, skipped = _build(context, k, pairs_per_prompt)
+        rows, skipped = _build(context, chosen, k, pairs_per_prompt)
         store(folder, rows, {"skipped": skipped, "rows_hash": rows_hash(rows)})
     rows, card = load(folder)
     train, test = split_by_group(rows, context.test_fraction, context.seed)
@@ -115,9 +117,10 @@ def load(folder: Path) -> tuple[list[Row], dict]:
     return rows, card
 
 
-def _build(context: DataContext, k: int, pairs_per_prompt: int) -> tuple[list[Row], int]:
+def _build(
+    context: DataContext, prompts: list[str], k: int, pairs_per_prompt: int
+) -> tuple[list[Row], int]:
     """(rows, number of pairs that ties and empty answers cost)."""
-    prompts = openings()
     answers = _answers(context, prompts, k)
     rows = [
         row
@@ -150,10 +153,10 @@ def _answers(context: DataContext, prompts: list[str], k: int) -> list[list[Answ
     return answers
 
 
-def _key(context: DataContext, k: int, pairs_per_prompt: int) -> str:
+def _key(context: DataContext, prompts: list[str], k: int, pairs_per_prompt: int) -> str:
     """Hash of all that decides the pairs."""
     parts = {
-        "openings": openings(),
+        "openings": prompts,
         "weights": base_hash(context.model),
         "vocabulary": sorted(context.tokenizer.get_vocab().items()),
         "k": k,

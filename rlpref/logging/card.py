@@ -6,7 +6,7 @@ import platform
 import resource
 import subprocess
 import sys
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
@@ -17,7 +17,7 @@ PACKAGES = ["torch", "transformers", "datasets", "hydra-core", "wandb", "peft", 
 def environment() -> dict:
     """Versions, commit, device and threads."""
     return {
-        "rlpref": version("rlpref"),
+        "rlpref": _own_version(),
         "python": platform.python_version(),
         "packages": {name: version(name) for name in PACKAGES},
         "platform": platform.platform(),
@@ -25,6 +25,14 @@ def environment() -> dict:
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         **_git(),
     }
+
+
+def _own_version() -> str | None:
+    """None in a checkout that is not installed: its commit says more."""
+    try:
+        return version("rlpref")
+    except PackageNotFoundError:
+        return None
 
 
 def _git() -> dict:

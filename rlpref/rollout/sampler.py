@@ -59,7 +59,7 @@ def _sample(model, prompts, k, max_new_tokens, temperature, eos_token_id, genera
     lengths = ids.new_full((len(rows),), max_new_tokens)
     for t in range(max_new_tokens):
         step_logps = (logits.float() / temperature).log_softmax(-1)
-        token = torch.multinomial(step_logps.exp(), 1, generator=generator)
+        token = _draw(step_logps.exp(), generator)
         tokens[rows, t] = token[:, 0]
         logps[rows, t] = step_logps.gather(1, token)[:, 0]
         alive = token[:, 0] != eos_token_id
@@ -81,6 +81,16 @@ def _sample(model, prompts, k, max_new_tokens, temperature, eos_token_id, genera
         cache, logits = output.past_key_values, output.logits[:, -1]
         position = position + 1
     return _packed(prompts, k, tokens, logps, lengths)
+
+
+def _draw(probabilities: Tensor, generator: torch.Generator) -> Tensor:
+    """[B, 1] one token per row by inverting the distribution function: one random number a row, where
+    `torch.multinomial` draws one per row and token, a third of a decoding step at a vocabulary of 50,000."""
+    cdf = probabilities.cumsum(-1)
+    uniform = torch.rand(len(cdf), 1, generator=generator, device=cdf.device) * cdf[:, -1:]
+    token = torch.searchsorted(cdf, uniform, right=True)
+    # Rounding can put a uniform number at the very top, past every token: the likeliest one takes it.
+    return torch.where(token < cdf.shape[1], token, probabilities.argmax(-1, keepdim=True))
 
 
 def _packed(prompts: Prompts, k: int, tokens: Tensor, logps: Tensor, lengths: Tensor) -> Samples:

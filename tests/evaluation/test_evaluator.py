@@ -63,16 +63,16 @@ def test_sampled_values_are_the_exact_ones_within_four_standard_errors(build, ca
 
 
 def test_standard_errors_are_the_spread_over_seeds(build, case, random_policy):
-    """Each claimed error against the standard deviation of the estimate over 200 evaluations."""
+    """Each claimed error against the standard deviation of the estimate over 120 evaluations."""
     evaluator, _ = build(case, random_policy(case, 1), k=16, samples=0)
     rows = []
-    for seed in range(200):
+    for seed in range(120):
         evaluator.seed, evaluator._reference = seed, {}
         rows.append(evaluator._sampled(0)[0])
     for name in ("reward", "ref_reward", "kl", "kl_mc", "win_rate", "length"):
         spread = torch.tensor([row[f"eval/{name}"] for row in rows]).std().item()
         claimed = torch.tensor([row[f"eval/{name}_se"] for row in rows]).pow(2).mean().sqrt().item()
-        assert claimed == pytest.approx(spread, rel=0.2), name
+        assert claimed == pytest.approx(spread, rel=0.25), name
 
 
 def test_no_samples_are_no_texts(build, case):

@@ -49,7 +49,7 @@ def test_kl_and_entropy_by_the_chain_rule_are_those_over_answers(task, random_po
 
 
 def test_the_slope_of_the_frontier_is_beta_and_the_frontier_is_concave(task):
-    betas = torch.logspace(1, -1, 401, dtype=torch.float64).tolist()
+    betas = torch.logspace(1, -1, 101, dtype=torch.float64).tolist()
     points = exact.frontier(task, task.ref, task.rewards, betas)
     kl, reward = torch.tensor(points["kl"]).double(), torch.tensor(points["reward"]).double()
     slope = reward.diff() / kl.diff()
@@ -60,8 +60,8 @@ def test_the_slope_of_the_frontier_is_beta_and_the_frontier_is_concave(task):
 
 
 def test_no_policy_lies_above_the_frontier(task, random_policy):
-    for seed in range(10):
-        policy = random_policy(task, seed, spread=0.3 * seed)
+    for seed in range(5):
+        policy = random_policy(task, seed, spread=0.6 * seed)
         kl = exact.sequence_kl(task, policy, task.ref).mean().item()
         reward = exact.expectation(task, policy, task.rewards).mean().item()
         assert exact.frontier_reward(task, task.ref, task.rewards, kl) - reward >= -1e-9
