@@ -69,7 +69,7 @@ def check(config: dict, overridden: tuple[str, ...] = ()) -> Checked:
     _refuse_unread(config, overridden)
     algorithm = dict(config["algorithm"])
     made = make_algorithm(algorithm.pop("kind"), algorithm, algorithm.pop("name"))
-    model = {key: value for key, value in config["model"].items() if key not in ("kind", "lr")}
+    model = {key: value for key, value in config["model"].items() if key not in ("kind", "lr", "threads")}
     kind = config["model"]["kind"]
     builder = bind(choose(MODELS, kind, "model.kind"), model, f"model '{kind}'", int(kind in TESTBED_MODELS))
     if kind in LANGUAGE_MODELS:

@@ -59,7 +59,8 @@ def run(config: dict, folder: Path, group: str | None = None, overridden: tuple[
 
 def _train(config: dict, checked, folder: RunFolder, group: str) -> dict:
     started = time.perf_counter()
-    torch.set_num_threads(config["threads"])
+    if config["threads"] is not None:
+        torch.set_num_threads(config["threads"])
     torch.manual_seed(config["seed"])
     parts = build(config, checked)
     exact = make_exact(parts.task, parts.models, config["beta"]) if parts.task else None

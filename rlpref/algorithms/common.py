@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -22,9 +24,11 @@ def pair_objective(settings: dict):
 
 def with_reference(models: Models, pairs: Pairs) -> Pairs:
     """The pairs with the reference's log-probs filled in, so that epochs do not compute them again."""
-    pairs.ref_chosen = models.ref_logps(pairs.chosen).sum(1)
-    pairs.ref_rejected = models.ref_logps(pairs.rejected).sum(1)
-    return pairs
+    return replace(
+        pairs,
+        ref_chosen=models.ref_logps(pairs.chosen).sum(1),
+        ref_rejected=models.ref_logps(pairs.rejected).sum(1),
+    )
 
 
 def pair_logps(models: Models, pairs: Pairs) -> PairLogps:

@@ -134,4 +134,4 @@ def after_eos_rule(scores: Tensor, finished: Tensor, rule: str, penalty: float |
 
 def explained_variance(returns: Tensor, values: Tensor) -> float:
     """1 - Var(returns - values) / Var(returns): 1 for a perfect critic, 0 for a constant one, and worse below."""
-    return float(1 - (returns - values).var() / returns.var().clamp(min=1e-12))
+    return float(1 - (returns - values).var(correction=0) / returns.var(correction=0).clamp(min=1e-12))
