@@ -105,7 +105,7 @@ def _run(
     seed: int,
     init: str | None,
     device: Literal["auto", "cpu", "cuda"],
-    threads: int,
+    threads: int | None,
 ): ...
 
 
@@ -129,7 +129,7 @@ def _check_values(config: dict) -> None:
             if key in POSITIVE and isinstance(value, int) and value < 1:
                 raise ConfigError(f"{section}.{key} must be at least 1, not {value}.")
     for key in ("temperature", "threads"):
-        if not config[key] > 0:
+        if config[key] is not None and not config[key] > 0:
             raise ConfigError(f"{key} must be above 0, not {config[key]}.")
     if config["init"]:
         _weights(config["init"], "policy")
@@ -154,7 +154,7 @@ def _check_budget(budget: dict) -> None:
     """The budget is a table that conf/algorithm reads from; a misspelt entry would be read by nobody."""
     bind(_budget, budget, "budget")
     for kind, entries in budget.items():
-        known = ("rounds", "epochs", "prompts_per_round", "k")
+        known = ("rounds", "epochs", "prompts_per_round", "k", "pairing")
         for key in entries if isinstance(entries, dict) else ():
             if key not in known:
                 raise ConfigError(f"budget.{kind} does not use '{key}'.{did_you_mean(key, known)}")
@@ -254,6 +254,8 @@ def _add_scalar_models(config: dict, checked: Checked, models: Models) -> None:
         models.reward_model = scalar_model(models.policy, lora, generator).to(models.device)
     if "critic" in trains:
         models.critic = critic_from(learned) if learned else scalar_model(models.policy, lora, generator)
+        if not learned:  # a random head would be noise many times the rewards: start from the value 0
+            torch.nn.init.zeros_(models.critic.head.weight)
         models.critic.to(models.device)
 
 

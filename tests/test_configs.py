@@ -28,7 +28,8 @@ HF = ["model=hf", "model.name={hf}", *SHORT]
 STORIES = ["model=stories260k", f"model.path={TINYSTORIES}/stories260K.bin"]
 STORIES += [f"model.tokenizer_path={TINYSTORIES}/tok512.bin", *SHORT]
 ONE_EACH = ["algorithm.rounds=2", "algorithm.prompts_per_round=8", "algorithm.k=2", "algorithm.batch_size=8"]
-SMOLLM = ["data.prompts=24", "data.k=2", "data.max_completion_length=8", "algorithm.batch_size=4", "evaluation.k=2"]
+SMOLLM = ["data.prompts=24", "data.k=2", "data.max_completion_length=8", "algorithm.batch_size=4"]
+SMOLLM += ["evaluation.k=2", "evaluation.times=1"]
 M = runs.METHODS
 
 # Together they choose every file of conf/. {names} are filled in by the fixture `places`.
@@ -42,14 +43,14 @@ CASES = {
         *[*runs.TESTBED, *M["iterative_dpo"]],
         *["reward=learned", "reward.path={reward_model}"],
     ],
-    "hf jsonl": [*runs.TINY, *HF, "data=jsonl", "data.path={jsonl}", "reward=none", "algorithm.batch_size=8"],
+    "hf jsonl": [*runs.TINY, *HF, "data=jsonl", "data.path={jsonl}", "reward=none", "threads=null"],
     "hf hh": [*runs.TINY, *HF, "data=hh", "data.path={hh}", "algorithm=ipo", "algorithm.batch_size=8"],
     "hf hh reward model": [*runs.TINY, *HF, "data=hh", "data.path={hh}", "algorithm=reward_model"],
-    "hf sentiment": [*runs.TINY, *HF, "data=sentiment", "algorithm=ppo", *ONE_EACH],
+    "hf sentiment": [*runs.TINY, *HF, "data=sentiment", "data.prompts=60", "algorithm=ppo", *ONE_EACH],
     "hf sentiment lora": [
         *runs.TINY,
         *HF,
-        "data=sentiment",
+        *["data=sentiment", "data.prompts=60"],
         "model.lora.r=2",
         "algorithm=iterative_dpo",
         *ONE_EACH,

@@ -47,6 +47,7 @@ def test_another_seed_gives_other_numbers(method, finished, tmp_path):
     assert runs.weights(tmp_path) != runs.weights(finished(method))
 
 
+@pytest.mark.slow
 def test_jobs_of_one_process_are_what_each_is_alone(finished, tmp_path):
     together = [finished(method) for method in DETERMINISTIC]  # after all that ran here before
     alone = [tmp_path / method for method in DETERMINISTIC]
