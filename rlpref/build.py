@@ -31,8 +31,9 @@ from rlpref.trainer import OptimizerSettings, TrainingSettings
 LANGUAGE_MODELS = {"hf": hf, "smollm2_135m": smollm2_135m, "stories260k": stories260k}
 MODELS = TESTBED_MODELS | LANGUAGE_MODELS
 SECTIONS = (
-    "algorithm model data reward budget evaluation optimizer logger beta temperature seed init testbed training device threads"
-).split()
+    *("algorithm", "model", "data", "reward", "budget", "evaluation", "optimizer", "logger", "training", "testbed"),
+    *("beta", "temperature", "seed", "init", "device", "threads"),
+)
 POSITIVE = {"rounds", "epochs", "batch_size", "prompts_per_round", "k", "times", "prompts", "pairs"}
 POSITIVE |= {"micro_batch_size", "chunk", "log_every", "checkpoint_every", "max_steps"}
 DATA_KEYS = ("source", "seed", "gold", "max_prompt_length", "max_completion_length", "test_fraction")
@@ -62,7 +63,9 @@ def check(config: dict, overridden: tuple[str, ...] = ()) -> Checked:
     """Binds every setting to what will use it. Raises ConfigError for the first that nothing uses."""
     for key in config:
         if key not in SECTIONS:
-            raise ConfigError(f"'{key}' is no setting of a run.{did_you_mean(key, SECTIONS)} Known: {', '.join(SECTIONS)}.")
+            raise ConfigError(
+                f"'{key}' is no setting of a run.{did_you_mean(key, SECTIONS)} Known: {', '.join(SECTIONS)}."
+            )
     for key in SECTIONS:
         if key not in config:
             raise ConfigError(f"the configuration lacks '{key}'.")
@@ -145,9 +148,7 @@ def _check_fit(kind: str, data: dict) -> None:
         )
 
 
-def _budget(
-    batch_size: int, offline: dict, sft: dict, reward_model: dict, iterative: dict, ppo: dict
-): ...
+def _budget(batch_size: int, offline: dict, sft: dict, reward_model: dict, iterative: dict, ppo: dict): ...
 
 
 def _check_budget(budget: dict) -> None:
@@ -184,7 +185,9 @@ def _check_reward(config: dict, algorithm: Algorithm) -> None:
     choose({"gold": 0, "learned": 0, "none": 0}, reward["kind"], "reward.kind")
     unknown = [key for key in reward if key not in ("kind", "path")]
     if unknown or ("path" in reward) != (reward["kind"] == "learned"):
-        raise ConfigError(f"reward '{reward['kind']}' takes {'path' if reward['kind'] == 'learned' else 'nothing'}; got {reward}.")
+        raise ConfigError(
+            f"reward '{reward['kind']}' takes {'path' if reward['kind'] == 'learned' else 'nothing'}; got {reward}."
+        )
     if algorithm.needs_reward and (reward["kind"] == "none" or (reward["kind"] == "gold" and gold is None)):
         raise ConfigError(
             f"algorithm '{config['algorithm']['name']}' scores answers, but there is no reward: data source "

@@ -52,7 +52,11 @@ class PPO:
         if (self.eos_rule == "none") != (self.eos_penalty is None):
             raise ConfigError(
                 f"algorithm 'ppo': eos_rule '{self.eos_rule}' "
-                + ("does not use 'eos_penalty'; set it to null." if self.eos_rule == "none" else "needs an 'eos_penalty'.")
+                + (
+                    "does not use 'eos_penalty'; set it to null."
+                    if self.eos_rule == "none"
+                    else "needs an 'eos_penalty'."
+                )
             )
 
     @property

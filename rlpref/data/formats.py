@@ -118,6 +118,4 @@ def whole_words(prefix: str) -> str:
 
 def _same_prompts(chosen_prompt: str, rejected_prompt: str) -> None:
     if chosen_prompt != rejected_prompt:
-        raise BadRow(
-            "the prompts of 'chosen' and 'rejected' differ", "remove the row: its answers do not compare"
-        )
+        raise BadRow("the prompts of 'chosen' and 'rejected' differ", "remove the row: its answers do not compare")

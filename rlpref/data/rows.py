@@ -93,9 +93,7 @@ def gather_rows(
             continue
         places[row.id] = place
         rows.append(row)
-    report = "\n".join(
-        [*problems[:SHOWN], *([f"and {len(problems) - SHOWN} more"] * (len(problems) > SHOWN))]
-    )
+    report = "\n".join([*problems[:SHOWN], *([f"and {len(problems) - SHOWN} more"] * (len(problems) > SHOWN))])
     if problems and (bad_rows == "error" or not rows):
         raise ConfigError(f"{len(problems)} bad rows (bad_rows=skip leaves them out):\n{report}")
     if problems:
@@ -143,9 +141,7 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
                 if line.strip():
                     yield number, line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise ConfigError(
-            f"{path}: the gzip file is damaged or cut short ({error}): fetch it again."
-        ) from error
+        raise ConfigError(f"{path}: the gzip file is damaged or cut short ({error}): fetch it again.") from error
 
 
 def _json_object(line: bytes) -> dict:
@@ -156,9 +152,7 @@ def _json_object(line: bytes) -> dict:
     except UnicodeDecodeError as error:
         raise BadRow(f"invalid UTF-8 at byte {error.start}", "save the file as UTF-8") from error
     except json.JSONDecodeError as error:
-        raise BadRow(
-            f"not JSON ({error.msg} at column {error.colno})", "write one JSON object per line"
-        ) from error
+        raise BadRow(f"not JSON ({error.msg} at column {error.colno})", "write one JSON object per line") from error
     except (RecursionError, ValueError) as error:  # nested too deeply, a number of thousands of digits
         raise BadRow(f"JSON that cannot be read ({error})", "write one flat JSON object per line") from error
     if not isinstance(record, dict):

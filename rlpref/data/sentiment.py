@@ -16,6 +16,8 @@ from importlib import resources
 from pathlib import Path
 
 import torch
+from rich.console import Console
+from rich.progress import track
 
 from rlpref.binding import ConfigError
 from rlpref.data.context import DataContext, RowSplit, split_by_group
@@ -24,6 +26,9 @@ from rlpref.data.tokenise import encode_prompts, eos_id
 from rlpref.models.hashing import base_hash
 from rlpref.rewards.scorer import completion_ids, completion_texts
 from rlpref.rollout.sampler import sample
+from rlpref.types import cat
+
+PROMPTS_AT_ONCE = 16
 
 
 @dataclass
@@ -44,9 +49,7 @@ def sentiment(context: DataContext, k: int, pairs_per_prompt: int, prompts: int 
     without a gold scorer, and for k < 2 * pairs_per_prompt.
     """
     if context.gold is None:
-        raise ConfigError(
-            "The sentiment data are labelled by a gold scorer, and none is set: set reward.gold."
-        )
+        raise ConfigError("The sentiment data are labelled by a gold scorer, and none is set: set reward.gold.")
     if pairs_per_prompt < 1 or k < 2 * pairs_per_prompt:
         raise ConfigError(f"data.k is {k}: {pairs_per_prompt} pairs per prompt need at least twice as many.")
     chosen = openings()[:prompts]
@@ -89,8 +92,9 @@ def store(folder: Path, rows: list[Row], card: dict) -> None:
 
     Where another process has built the same folder meanwhile, its copy stays.
     """
-    from datasets import Dataset  # half a second to import
+    from datasets import Dataset, disable_progress_bars  # half a second to import
 
+    disable_progress_bars()
     folder.parent.mkdir(parents=True, exist_ok=True)
     building = Path(tempfile.mkdtemp(prefix=f"{folder.name}.building-", dir=folder.parent))
     try:
@@ -111,15 +115,11 @@ def load(folder: Path) -> tuple[list[Row], dict]:
     card = json.loads((folder / "card.json").read_text())
     rows = [Row(**record) for record in Dataset.load_from_disk(folder / "pairs")]
     if rows_hash(rows) != card["rows_hash"]:
-        raise ConfigError(
-            f"{folder}: the pairs are not those that were stored: delete the folder to rebuild it."
-        )
+        raise ConfigError(f"{folder}: the pairs are not those that were stored: delete the folder to rebuild it.")
     return rows, card
 
 
-def _build(
-    context: DataContext, prompts: list[str], k: int, pairs_per_prompt: int
-) -> tuple[list[Row], int]:
+def _build(context: DataContext, prompts: list[str], k: int, pairs_per_prompt: int) -> tuple[list[Row], int]:
     """(rows, number of pairs that ties and empty answers cost)."""
     answers = _answers(context, prompts, k)
     rows = [
@@ -135,15 +135,23 @@ def _build(
 def _answers(context: DataContext, prompts: list[str], k: int) -> list[list[Answer]]:
     """k scored samples of the reference for each prompt."""
     eos = eos_id(context.tokenizer)
-    samples = sample(
-        context.model,
-        encode_prompts(prompts, context.tokenizer, context.max_prompt_length).to(context.device),
-        k=k,
-        max_new_tokens=context.max_completion_length,
-        temperature=context.temperature,
-        eos_token_id=eos,
-        generator=torch.Generator(device=context.device).manual_seed(context.seed),
-    )
+    encoded = encode_prompts(prompts, context.tokenizer, context.max_prompt_length).to(context.device)
+    generator = torch.Generator(device=context.device).manual_seed(context.seed)
+    starts = range(0, len(encoded), PROMPTS_AT_ONCE)
+    parts = []
+    for start in track(starts, "sampling answers to label", console=Console(stderr=True)):
+        part = sample(
+            context.model,
+            encoded[start : start + PROMPTS_AT_ONCE],
+            k=k,
+            max_new_tokens=context.max_completion_length,
+            temperature=context.temperature,
+            eos_token_id=eos,
+            generator=generator,
+        )
+        part.prompt += start
+        parts.append(part)
+    samples = cat(parts)
     texts = completion_texts(context.tokenizer, samples.sequences)
     scores = context.gold(samples.sequences).tolist()
     finished = [ids[-1:] == [eos] for ids in completion_ids(samples.sequences)]

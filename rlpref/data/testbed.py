@@ -23,9 +23,7 @@ def testbed(context: DataContext, pairs: int, test_pairs: int) -> RowSplit:
     with torch.no_grad():
         ref = conditionals(context.task, context.model, context.temperature).cpu()
     generator = torch.Generator().manual_seed(context.seed)
-    rows = _rows(
-        context.task, answer_logps(context.task, ref).flatten(1).exp(), pairs + test_pairs, generator
-    )
+    rows = _rows(context.task, answer_logps(context.task, ref).flatten(1).exp(), pairs + test_pairs, generator)
     return RowSplit(train=rows[:pairs], test=rows[pairs:], skipped=0)
 
 
@@ -50,13 +48,13 @@ def _rows(task: Testbed, mass: Tensor, n: int, generator: torch.Generator) -> li
             id=f"testbed-{i}",
             prompt=prompt_word(x),
             chosen=text[w],
-            rejected=text[l],
+            rejected=text[r],
             chosen_score=rw,
-            rejected_score=rl,
+            rejected_score=rr,
             annotator="bradley-terry",
             group=prompt_word(x),
         )
-        for i, (x, (w, l), (rw, rl)) in enumerate(zip(prompt.tolist(), answers.tolist(), rewards.tolist()))
+        for i, (x, (w, r), (rw, rr)) in enumerate(zip(prompt.tolist(), answers.tolist(), rewards.tolist()))
     ]
 
 

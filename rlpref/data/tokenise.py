@@ -50,9 +50,7 @@ def encode_prompt_batch(tokenizer, prompts: list[str | list[dict]]) -> list[list
         if not templated[index]:
             encoded[index] = ids = bos + _without_leading(ids, bos)
         if not ids:
-            raise ConfigError(
-                f"The prompt {prompts[index]!r} has no tokens: give it text the tokenizer knows."
-            )
+            raise ConfigError(f"The prompt {prompts[index]!r} has no tokens: give it text the tokenizer knows.")
     return encoded
 
 
@@ -67,9 +65,7 @@ def encode_completion(tokenizer, text: str, finished: bool, max_length: int) -> 
     return _completion(*_spelt_end(_ids(tokenizer, [text])[0], eos), eos, finished, max_length, repr(text))
 
 
-def encode_pairs(
-    rows: list[Row], tokenizer, max_prompt_length: int, max_completion_length: int
-) -> tuple[Pairs, dict]:
+def encode_pairs(rows: list[Row], tokenizer, max_prompt_length: int, max_completion_length: int) -> tuple[Pairs, dict]:
     """Pairs padded on the right with the prompt's ids first in both, and the fields of TokenCounts as a dict.
 
     A prompt longer than `max_prompt_length` keeps its last tokens (and its BOS). Scores become tensors [B]
@@ -136,9 +132,7 @@ def added_bos(tokenizer) -> list[int]:
 def eos_id(tokenizer) -> int:
     """The id that ends an answer; ConfigError where the tokenizer has none."""
     if tokenizer.eos_token_id is None:
-        raise ConfigError(
-            "The tokenizer has no EOS token: set tokenizer.eos_token to the one that ends answers."
-        )
+        raise ConfigError("The tokenizer has no EOS token: set tokenizer.eos_token to the one that ends answers.")
     return tokenizer.eos_token_id
 
 
@@ -174,9 +168,7 @@ def _completions(rows: list[Row], side: str, tokenizer, max_length: int) -> tupl
     unique = list(dict.fromkeys(texts))
     spelt = {text: _spelt_end(ids, eos) for text, ids in zip(unique, _ids(tokenizer, unique))}
     encoded = [
-        _completion(
-            *spelt[text], eos, getattr(row, f"{side}_finished"), max_length, f"row '{row.id}' ({side})"
-        )
+        _completion(*spelt[text], eos, getattr(row, f"{side}_finished"), max_length, f"row '{row.id}' ({side})")
         for text, row in zip(texts, rows)
     ]
     return encoded, sum(len(spelt[text][0]) > max_length for text in texts)
@@ -190,15 +182,11 @@ def _spelt_end(ids: list[int], eos: int) -> tuple[list[int], bool]:
     return ids[:end], end < len(ids)
 
 
-def _completion(
-    ids: list[int], ended: bool, eos: int, finished: bool, max_length: int, what: str
-) -> list[int]:
+def _completion(ids: list[int], ended: bool, eos: int, finished: bool, max_length: int, what: str) -> list[int]:
     if max_length < 1:
         raise ConfigError(f"max_completion_length is {max_length}; it must be at least 1.")
     if eos in ids:
-        raise ConfigError(
-            f"The answer of {what} has an EOS token in its middle: remove it or split the answer."
-        )
+        raise ConfigError(f"The answer of {what} has an EOS token in its middle: remove it or split the answer.")
     ids = (ids + [eos] * (finished or ended))[:max_length]
     if not ids:
         raise ConfigError(f"The answer of {what} has no tokens: remove it, there is nothing to score.")

@@ -49,9 +49,7 @@ class Evaluator:
         """Answers with the same random numbers at every evaluation: what moves is the policy."""
         generator = torch.Generator(self.models.device).manual_seed(seed)
         m = self.models
-        return sample(
-            model, prompts, self.k, m.max_new_tokens, m.temperature, m.eos_token_id, generator, m.chunk
-        )
+        return sample(model, prompts, self.k, m.max_new_tokens, m.temperature, m.eos_token_id, generator, m.chunk)
 
     def _sampled(self, step: int) -> tuple[dict[str, float], list[dict]]:
         m, all_prompts = self.models, self.exact is not None
@@ -117,9 +115,7 @@ class Evaluator:
         """Accuracy of the implicit reward log policy/ref on held-out pairs, a tie counting one half."""
         m = self.models
         if "pairs" not in self._reference:
-            self._reference["pairs"] = [
-                m.ref_logps(side, m.initial).sum(1) for side in (pairs.chosen, pairs.rejected)
-            ]
+            self._reference["pairs"] = [m.ref_logps(side, m.initial).sum(1) for side in (pairs.chosen, pairs.rejected)]
         ref_chosen, ref_rejected = self._reference["pairs"]
         chosen, rejected = (
             in_chunks(lambda part: m.policy_logps(part)[0].sum(1), side, m.chunk)

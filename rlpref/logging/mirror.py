@@ -62,9 +62,7 @@ class WandbMirror:
         self.run.finish(exit_code=int(failed))
 
 
-def make_mirror(
-    mode: Literal["offline", "online", "disabled"], project: str, folder: Path, **identity
-) -> Mirror:
+def make_mirror(mode: Literal["offline", "online", "disabled"], project: str, folder: Path, **identity) -> Mirror:
     """The mirror for `mode`: online where asked for and reachable, else offline with a warning that says so."""
     if mode == "disabled":
         return NoMirror()

@@ -49,7 +49,6 @@ class Models:
         with (reference or self.ref).active() as model:
             return in_chunks(lambda part: token_logps(model, part, self.temperature)[0], sequences, self.chunk)
 
-
     def compare_with_initial(self, sequences: Sequences) -> Comparison:
         """The policy beside the reference it started from, no gradient, in chunks."""
 

@@ -35,9 +35,7 @@ def smollm2_135m(dtype: str, attn_implementation: str, lora: Mapping[str, Any] |
         convert(installed_gguf(), folder)
     loaded = hf(str(folder), dtype, attn_implementation, lora)
     name = "smollm2_135m"
-    return replace(
-        loaded, name=name, card=loaded.card | {"name": name, "source": PACKAGE, "gguf_sha256": SHA256}
-    )
+    return replace(loaded, name=name, card=loaded.card | {"name": name, "source": PACKAGE, "gguf_sha256": SHA256})
 
 
 def cache_dir() -> Path:
@@ -51,9 +49,7 @@ def installed_gguf() -> Path:
     try:
         path = Path(metadata.distribution(PACKAGE.partition("==")[0]).locate_file(FILE))
     except metadata.PackageNotFoundError:
-        raise ConfigError(
-            f"model=smollm2_135m needs the package {PACKAGE}, which is not installed. {mend}"
-        ) from None
+        raise ConfigError(f"model=smollm2_135m needs the package {PACKAGE}, which is not installed. {mend}") from None
     if not path.is_file():
         raise ConfigError(f"model=smollm2_135m: {path} is missing. {mend}")
     return path
@@ -68,9 +64,7 @@ def convert(gguf: Path, folder: Path) -> None:
     with gguf.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if digest != SHA256:
-        raise ConfigError(
-            f"{gguf} has sha256 {digest}, expected {SHA256}. Reinstall {PACKAGE} with --no-deps."
-        )
+        raise ConfigError(f"{gguf} has sha256 {digest}, expected {SHA256}. Reinstall {PACKAGE} with --no-deps.")
     folder.parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:

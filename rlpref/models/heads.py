@@ -26,9 +26,7 @@ class ScalarHead(nn.Module):
         super().__init__()
         weight = next(backbone.parameters())
         self.backbone = backbone
-        self.head = nn.utils.skip_init(
-            nn.Linear, width, 1, dtype=torch.promote_types(weight.dtype, torch.float32)
-        )
+        self.head = nn.utils.skip_init(nn.Linear, width, 1, dtype=torch.promote_types(weight.dtype, torch.float32))
         nn.init.normal_(self.head.weight, std=(width + 1) ** -0.5, generator=generator)
         nn.init.zeros_(self.head.bias)
         self.head.to(weight.device)

@@ -51,8 +51,7 @@ def read_model(path: Path, attn_implementation: str) -> LlamaForCausalLM:
         max_position_embeddings=length,
         rms_norm_eps=1e-5,
         rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
-        tie_word_embeddings=vocab
-        > 0,  # The format marks an output matrix of its own by a negative vocab size.
+        tie_word_embeddings=vocab > 0,  # The format marks an output matrix of its own by a negative vocab size.
         bos_token_id=1,
         eos_token_id=2,
         dtype="float32",
@@ -167,9 +166,7 @@ def read_pieces(path: Path) -> dict[str, float]:
             pieces.append((raw.decode().replace(" ", SPACE), score))
             at += 8 + length
     except (struct.error, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"model.tokenizer_path {path} is no run.c tokenizer: piece {len(pieces)}: {error}"
-        ) from error
+        raise ConfigError(f"model.tokenizer_path {path} is no run.c tokenizer: piece {len(pieces)}: {error}") from error
     # The exporter writes BOS and EOS with line breaks around them, for printing.
     scores = dict.fromkeys(SPECIAL, 0.0) | dict(pieces[len(SPECIAL) :])
     if len(scores) != len(pieces):

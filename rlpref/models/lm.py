@@ -115,13 +115,9 @@ def lora_config(lora: Mapping[str, Any]):
     from peft import LoraConfig
 
     if isinstance(lora["r"], bool) or not isinstance(lora["r"], int) or lora["r"] < 1:
-        raise ConfigError(
-            f"model.lora.r must be a whole number above 0 (or null: no adapter), not {lora['r']!r}."
-        )
+        raise ConfigError(f"model.lora.r must be a whole number above 0 (or null: no adapter), not {lora['r']!r}.")
     if lora.get("dropout"):
-        raise ConfigError(
-            f"model.lora.dropout must be 0, not {lora['dropout']}: policy and reference would differ."
-        )
+        raise ConfigError(f"model.lora.dropout must be 0, not {lora['dropout']}: policy and reference would differ.")
     alpha = lora.get("alpha")
     targets = lora.get("target_modules") or "all-linear"
     return LoraConfig(
@@ -146,9 +142,7 @@ def wants_adapter(lora: Mapping[str, Any] | None) -> bool:
             raise ConfigError(f"model.lora does not use '{key}'.{hint} It takes: {', '.join(LORA_KEYS)}.")
     unused = [key for key in LORA_KEYS[1:] if lora.get(key)]
     if lora.get("r") is None and unused:
-        raise ConfigError(
-            f"model.lora.{unused[0]} is set but model.lora.r is null (no adapter): set model.lora.r."
-        )
+        raise ConfigError(f"model.lora.{unused[0]} is set but model.lora.r is null (no adapter): set model.lora.r.")
     return lora.get("r") is not None
 
 
@@ -177,14 +171,10 @@ def _define_special_tokens(policy: PreTrainedModel, tokenizer, name: str) -> Non
         eos = policy.config.eos_token_id
         eos = eos[0] if isinstance(eos, list) else eos
         if eos is None:
-            raise ConfigError(
-                f"model '{name}' names no end-of-sequence token, in its tokenizer or its config."
-            )
+            raise ConfigError(f"model '{name}' names no end-of-sequence token, in its tokenizer or its config.")
         tokenizer.eos_token = tokenizer.convert_ids_to_tokens(eos)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     rows = policy.get_input_embeddings().num_embeddings
     if len(tokenizer) > rows:
-        raise ConfigError(
-            f"model '{name}': its tokenizer has {len(tokenizer)} ids, its embedding {rows} rows."
-        )
+        raise ConfigError(f"model '{name}': its tokenizer has {len(tokenizer)} ids, its embedding {rows} rows.")

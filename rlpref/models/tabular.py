@@ -76,9 +76,7 @@ class TabularBackbone(nn.Module):
             past_key_values = TabularCache(input_ids.new_zeros(len(input_ids)))
         new_columns = attention_mask[:, -input_ids.shape[1] :]
         states = self.tree.read(input_ids, new_columns, past_key_values.state)
-        return SimpleNamespace(
-            last_hidden_state=self.rows(states), past_key_values=TabularCache(states[:, -1])
-        )
+        return SimpleNamespace(last_hidden_state=self.rows(states), past_key_values=TabularCache(states[:, -1]))
 
 
 class TabularLM(nn.Module):

@@ -28,9 +28,7 @@ def build(folders: str | PathLike | Sequence[str | PathLike], quiet: bool = Fals
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code 0; 1 with --strict when a run failed; 2 when there is nothing to report on."""
-    parser = argparse.ArgumentParser(
-        prog="rlpref-report", description="Figures and one page from run folders."
-    )
+    parser = argparse.ArgumentParser(prog="rlpref-report", description="Figures and one page from run folders.")
     parser.add_argument("folders", nargs="+", metavar="FOLDER", help="a sweep or a run, such as runs/demo")
     parser.add_argument("--strict", action="store_true", help="exit with 1 when a run failed or is missing")
     parser.add_argument("--quiet", action="store_true", help="print nothing")

@@ -51,9 +51,7 @@ def _second_cost(history: pd.DataFrame) -> dict[str, str]:
 
 def _curves_panel(axis: Axes, shown: pd.DataFrame, look: Look, cost: str, name: str) -> None:
     keys = ["method", "beta", "setting"]
-    for (method, beta, setting), cell in shown.dropna(subset=[name, cost]).groupby(
-        keys, dropna=False, sort=False
-    ):
+    for (method, beta, setting), cell in shown.dropna(subset=[name, cost]).groupby(keys, dropna=False, sort=False):
         colour = look.colour(method, beta)
         groups = [rows for _, rows in cell.groupby("step") if len(rows) > 0]
         most = max(len(rows) for rows in groups)
@@ -61,9 +59,7 @@ def _curves_panel(axis: Axes, shown: pd.DataFrame, look: Look, cost: str, name: 
         x = np.array([rows[cost].mean() for rows in groups])
         mean, low, high = np.array([mean_interval(rows[name]) for rows in groups]).T
         alone = np.ptp(x) == 0
-        axis.plot(
-            x[-1:] if alone else x, mean[-1:] if alone else mean, color=colour, lw=1.4, ls=look.lines[setting]
-        )
+        axis.plot(x[-1:] if alone else x, mean[-1:] if alone else mean, color=colour, lw=1.4, ls=look.lines[setting])
         edge, marker = look.styles[method]
         axis.plot(x[-1], mean[-1], marker=marker, mfc=colour, mec=edge, ms=4.5)
         if not alone:

@@ -59,9 +59,7 @@ def _counts(sweep: Sweep) -> dict[str, int]:
 
 def _figures(sweep: Sweep, folder: Path) -> list[dict[str, str]]:
     plane = figures.frontier(sweep)
-    drawn = [
-        ("frontier", plane, "Reward against KL to the reference, from the first evaluation to the last.")
-    ]
+    drawn = [("frontier", plane, "Reward against KL to the reference, from the first evaluation to the last.")]
     many = curves.curves(sweep)
     for index, (title, figure) in enumerate(many.items()):
         name = "curves" if len(many) == 1 else f"curves-{index}"

@@ -115,8 +115,7 @@ def _columns(name: str, values: Iterable[float]) -> dict[str, float]:
 def _note(runs: pd.DataFrame, missing: pd.DataFrame) -> str:
     """'failed: a, b; missing: seed 2', and done runs that ended in a number that is not finite."""
     parts = [
-        f"{status}: {', '.join(names)}"
-        for status, names in runs[runs["status"] != "done"].groupby("status")["run"]
+        f"{status}: {', '.join(names)}" for status, names in runs[runs["status"] != "done"].groupby("status")["run"]
     ]
     if len(missing):
         parts.append("missing: " + ", ".join(f"seed {seed}" for seed in missing["seed"]))

@@ -69,9 +69,7 @@ class Look:
     def colour(self, method: str, beta: float) -> tuple[float, float, float]:
         """The method's colour, lighter for a smaller beta; the full colour where there is no beta."""
         colour = self.styles[method][0]
-        return (
-            shade(colour, self.betas.index(beta), len(self.betas)) if beta in self.betas else to_rgb(colour)
-        )
+        return shade(colour, self.betas.index(beta), len(self.betas)) if beta in self.betas else to_rgb(colour)
 
 
 def legend(figure: Figure, look: Look, extra: list[Line2D], markers: bool) -> None:
@@ -87,7 +85,6 @@ def legend(figure: Figure, look: Look, extra: list[Line2D], markers: bool) -> No
             entries.append(Line2D([], [], marker="o", ls="", ms=6, label=f"β = {beta:g}", **fill))
     if len(look.lines) > 1:
         entries += [
-            Line2D([], [], color="#404040", ls=line, label=setting or "not set")
-            for setting, line in look.lines.items()
+            Line2D([], [], color="#404040", ls=line, label=setting or "not set") for setting, line in look.lines.items()
         ]
     figure.legend(handles=[*entries, *extra], loc="outside right upper", alignment="left")

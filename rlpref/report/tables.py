@@ -42,9 +42,7 @@ def compact(headline: pd.DataFrame) -> pd.DataFrame:
     for name in (name for name in METRICS if name in headline):
         half, places = (headline[f"{name}_high"] - headline[f"{name}_low"]) / 2, DECIMALS.get(name, 3)
         short[TITLES[name]] = [
-            "-"
-            if math.isnan(mean)
-            else f"{_fixed(mean, places)} ±{'-' if math.isnan(h) else _fixed(h, places)}"
+            "-" if math.isnan(mean) else f"{_fixed(mean, places)} ±{'-' if math.isnan(h) else _fixed(h, places)}"
             for mean, h in zip(headline[name], half)
         ]
     return short

@@ -46,9 +46,7 @@ def make_testbed(vocab: int, horizon: int, prompts: int, seed: int, reward: str)
     """
     family = choose(REWARDS, reward, "testbed.reward")
     if vocab < 2 or horizon < 1 or prompts < 1:
-        raise ConfigError(
-            f"testbed needs vocab >= 2, horizon >= 1, prompts >= 1; got {vocab}, {horizon}, {prompts}."
-        )
+        raise ConfigError(f"testbed needs vocab >= 2, horizon >= 1, prompts >= 1; got {vocab}, {horizon}, {prompts}.")
     entries = prompts * vocab * sum((vocab - 1) ** t for t in range(horizon))
     if entries > LARGEST_TREE:
         raise ConfigError(
@@ -157,9 +155,9 @@ def conditionals(task: Testbed, model: nn.Module, temperature: float = 1.0, batc
     tree = task.tree
     longest = task.prefixes[task.depth == tree.horizon - 1][:, : tree.horizon - 1]
     prompts = torch.arange(tree.prompts) + tree.vocab
-    ids = torch.cat(
-        [prompts.repeat_interleave(len(longest))[:, None], longest.repeat(tree.prompts, 1)], dim=1
-    ).to(next(model.parameters()).device)
+    ids = torch.cat([prompts.repeat_interleave(len(longest))[:, None], longest.repeat(tree.prompts, 1)], dim=1).to(
+        next(model.parameters()).device
+    )
     logits = torch.cat(
         [
             model(
@@ -172,7 +170,5 @@ def conditionals(task: Testbed, model: nn.Module, temperature: float = 1.0, batc
         ]
     )
     logps = (logits.double() / temperature).log_softmax(-1).view(tree.prompts, len(longest), tree.horizon, tree.vocab)
-    by_depth = [
-        logps[:, :: (tree.vocab - 1) ** (tree.horizon - 1 - t), t] for t in range(tree.horizon)
-    ]
+    by_depth = [logps[:, :: (tree.vocab - 1) ** (tree.horizon - 1 - t), t] for t in range(tree.horizon)]
     return torch.cat(by_depth, dim=1)

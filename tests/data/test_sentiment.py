@@ -45,6 +45,7 @@ def draws(monkeypatch):
         return Samples(sequences, torch.zeros(sequences.ids.shape), prompt)
 
     monkeypatch.setattr(module, "sample", draw)
+    monkeypatch.setattr(module, "PROMPTS_AT_ONCE", 1000)  # one call per data set, so that calls can be counted
     return calls
 
 
