@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import time
+import warnings
 from pathlib import Path
 
 import torch
@@ -21,6 +22,7 @@ from rlpref.logging.mirror import NoMirror, make_mirror
 from rlpref.report import run_figure
 from rlpref.trainer import Trainer
 
+ALL_THREADS = torch.get_num_threads()  # as torch chose it: jobs of one process may have set other numbers
 NOT_IDENTITY = ("logger",)  # sections that do not change what a run computes
 
 
@@ -37,9 +39,15 @@ def run(config: dict, folder: Path, group: str | None = None, overridden: tuple[
     its last checkpoint, and one of another configuration is refused. `overridden` are keys that somebody set
     by hand: one that this run would not read is refused. Raises ConfigError before any model is loaded.
     """
-    checked = check(config, overridden)
     run_folder, identity = RunFolder(folder), config_hash(config)
     status = run_folder.status()
+    try:
+        checked = check(config, overridden)
+    except ConfigError as error:
+        if not status:  # a refused job of a sweep is a failed cell with a reason, not a missing one
+            write_atomically(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))
+            run_folder.set_status("failed", identity, f"ConfigError: {error}")
+        raise
     if status and status["config_hash"] != identity and run_folder.checkpoints.exists():
         raise ConfigError(f"{folder} holds a run of another configuration; choose another folder or remove it.")
     if status.get("status") == "done" and status["config_hash"] == identity:
@@ -59,8 +67,7 @@ def run(config: dict, folder: Path, group: str | None = None, overridden: tuple[
 
 def _train(config: dict, checked, folder: RunFolder, group: str) -> dict:
     started = time.perf_counter()
-    if config["threads"] is not None:
-        torch.set_num_threads(config["threads"])
+    torch.set_num_threads(config["threads"] or ALL_THREADS)
     torch.manual_seed(config["seed"])
     parts = build(config, checked)
     exact = make_exact(parts.task, parts.models, config["beta"]) if parts.task else None
@@ -100,12 +107,22 @@ def _train(config: dict, checked, folder: RunFolder, group: str) -> dict:
         summary = last | {"wall_seconds": wall}
         write_json(folder.path / "summary.json", summary)
         folder.set_status("done", config_hash(config))
-        if not isinstance(mirror, NoMirror) and (figure := run_figure(folder.path)):
-            mirror.image("frontier", figure)
+        _mirror_figure(folder.path, mirror)
         failed = False
     finally:
         mirror.finish(failed)
     return summary
+
+
+def _mirror_figure(folder: Path, mirror) -> None:
+    """The run's path as an image; a run that has ended well does not fail for a picture."""
+    if isinstance(mirror, NoMirror):
+        return
+    try:
+        if figure := run_figure(folder):
+            mirror.image("frontier", figure)
+    except Exception as error:
+        warnings.warn(f"no figure for wandb: {error}", stacklevel=2)
 
 
 def _card(config: dict, parts: Parts) -> dict:

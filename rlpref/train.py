@@ -32,7 +32,7 @@ def _config_path() -> str:
 
 def _run_name(*, _root_: DictConfig) -> str:
     """<algorithm>-beta<beta>-seed<seed>-<hash of the configuration>: short, unique, the same at every start."""
-    config = {key: _root_._get_node(key) for key in _root_ if key != "hydra"}
+    config = {key: _root_._get_node(key) for key in _root_ if key not in ("hydra", "logger")}
     text = json.dumps(OmegaConf.to_container(OmegaConf.create(config), resolve=True), sort_keys=True, default=str)
     digest = hashlib.sha256(text.encode()).hexdigest()[:6]
     return f"{_root_.algorithm.name}-beta{_root_.beta}-seed{_root_.seed}-{digest}"

@@ -62,9 +62,7 @@ def run(folder: Path, *overrides: str) -> dict:
 def run_alone(jobs: list[tuple[Path, list[str]]]) -> None:
     """Each job in a process of its own that has imported rlpref and run nothing."""
     encoded = json.dumps([(str(folder), overrides) for folder, overrides in jobs])
-    subprocess.run(
-        [sys.executable, __file__, encoded], check=True, env=clean_environment(), stdin=subprocess.DEVNULL
-    )
+    subprocess.run([sys.executable, __file__, encoded], check=True, env=clean_environment(), stdin=subprocess.DEVNULL)
 
 
 def clean_environment(home: Path | None = None) -> dict[str, str]:

@@ -107,9 +107,7 @@ def test_only_the_entry_knows_hydra(file):
 def test_the_report_needs_neither_rlpref_nor_torch():
     for file in (PACKAGE / "report").rglob("*.py"):
         outside = {name for name in imported(file) if not name.startswith("rlpref.report")}
-        assert not {name for name in outside if name.split(".")[0] in ("rlpref", "torch", "transformers")}, (
-            file
-        )
+        assert not {name for name in outside if name.split(".")[0] in ("rlpref", "torch", "transformers")}, file
 
 
 @pytest.mark.parametrize("file", FILES, ids=ids(FILES))

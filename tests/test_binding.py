@@ -6,9 +6,7 @@ import pytest
 from rlpref.binding import ConfigError, bind, choose, did_you_mean
 
 
-def method(
-    given, rate: float, steps: int, mode: Literal["a", "b"], on: bool = False, limit: int | None = None
-):
+def method(given, rate: float, steps: int, mode: Literal["a", "b"], on: bool = False, limit: int | None = None):
     return given, rate, steps, mode, on, limit
 
 

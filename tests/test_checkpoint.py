@@ -54,9 +54,7 @@ def test_what_was_saved_comes_back(tmp_path):
     assert same(other_critic, critic)
     resumed = torch.optim.AdamW(other.parameters(), lr=0.1)
     resumed.load_state_dict(back["optimizer"])
-    for after, before in zip(
-        resumed.state_dict()["state"].values(), optimizer.state_dict()["state"].values()
-    ):
+    for after, before in zip(resumed.state_dict()["state"].values(), optimizer.state_dict()["state"].values()):
         assert torch.equal(after["exp_avg"], before["exp_avg"])
     assert back["progress"] == state["progress"]
     restored = torch.Generator()

@@ -109,9 +109,7 @@ def save_llama(folder):
     ids = {word: i for i, word in enumerate(["<unk>", "<eos>", *WORDS])}
     tokenizer = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", eos_token="<eos>").save_pretrained(
-        folder
-    )
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", eos_token="<eos>").save_pretrained(folder)
     config = LlamaConfig(
         vocab_size=len(ids),
         hidden_size=16,
@@ -174,10 +172,7 @@ def test_two_steps_of_the_real_model(case, places, tmp_path):
 def files_chosen(overrides):
     """The files of conf/ that a configuration is composed of."""
     chosen = {
-        group: option
-        for entry in primary_defaults()
-        if isinstance(entry, dict)
-        for group, option in entry.items()
+        group: option for entry in primary_defaults() if isinstance(entry, dict) for group, option in entry.items()
     }
     given = dict(override.split("=", 1) for override in overrides)
     groups = {key: option for key, option in given.items() if (runs.CONF / key).is_dir()}
@@ -218,9 +213,7 @@ def leaves(node, path=()):
         yield from leaves(value, (*path, key))
 
 
-@pytest.mark.parametrize(
-    "file", sorted((runs.CONF / "experiment").glob("*.yaml")), ids=lambda file: file.stem
-)
+@pytest.mark.parametrize("file", sorted((runs.CONF / "experiment").glob("*.yaml")), ids=lambda file: file.stem)
 def test_an_experiment_wins_over_the_primary_file(file):
     written = yaml.safe_load(file.read_text())
     groups = experiment_defaults(file.stem)
@@ -317,12 +310,8 @@ def no_model(monkeypatch):
         monkeypatch.setitem(build.MODELS, kind, refuse)
 
 
-@pytest.mark.parametrize(
-    ("overrides", "message"), REFUSED, ids=[" ".join(overrides) for overrides, _ in REFUSED]
-)
-def test_a_setting_that_cannot_be_used_is_refused_before_a_model_loads(
-    overrides, message, no_model, tmp_path
-):
+@pytest.mark.parametrize(("overrides", "message"), REFUSED, ids=[" ".join(overrides) for overrides, _ in REFUSED])
+def test_a_setting_that_cannot_be_used_is_refused_before_a_model_loads(overrides, message, no_model, tmp_path):
     with pytest.raises(ConfigError, match=message):
         runs.run(tmp_path / "run", "logger.mode=disabled", *overrides)
     assert not (tmp_path / "run").exists()

@@ -95,9 +95,7 @@ def problem(random_llama):
         )
         prompts = answers(3)
         prompt_mask = torch.arange(4) >= 4 - torch.tensor([1, 2, 3, 4])[:, None]
-        data = SimpleNamespace(
-            train=Pairs(answers(1), answers(2)), prompts=Prompts(prompts.ids[:4, :4], prompt_mask)
-        )
+        data = SimpleNamespace(train=Pairs(answers(1), answers(2)), prompts=Prompts(prompts.ids[:4, :4], prompt_mask))
         batch = algorithm.collect(models, data, Round(0, torch.Generator().manual_seed(0), Costs()))[:ROWS]
         generator = torch.Generator().manual_seed(5)
         trained = {module: getattr(models, module) for module in algorithm.trains}
@@ -114,9 +112,7 @@ def gradient(algorithm, models, batch, trained, micro):
     for module in trained.values():
         module.zero_grad()
     metrics = backward(algorithm, models, batch, micro, trained)
-    flat = [
-        p.grad.flatten() for module in trained.values() for p in module.parameters() if p.grad is not None
-    ]
+    flat = [p.grad.flatten() for module in trained.values() for p in module.parameters() if p.grad is not None]
     return torch.cat(flat), metrics
 
 
@@ -125,9 +121,7 @@ def repadded(batch: TensorBatch, left: bool, extra: int) -> TensorBatch:
     holds tokens that mean something."""
     if isinstance(batch, Sequences):
         ids = moved(batch.ids, batch.attention_mask, left, extra, fill=7)
-        rest = (
-            moved(m, batch.attention_mask, left, extra, False) for m in (batch.attention_mask, batch.mask)
-        )
+        rest = (moved(m, batch.attention_mask, left, extra, False) for m in (batch.attention_mask, batch.mask))
         return Sequences(ids, *rest)
     changes = {}
     for name, value in batch.items():

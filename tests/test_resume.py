@@ -93,9 +93,7 @@ def test_a_resumed_run_repeats_no_step(uninterrupted, tmp_path, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             runs.run(tmp_path / "run", *settings)
     done, update = [], Trainer._update
-    monkeypatch.setattr(
-        Trainer, "_update", lambda self, batch: done.append(self.at.step) or update(self, batch)
-    )
+    monkeypatch.setattr(Trainer, "_update", lambda self, batch: done.append(self.at.step) or update(self, batch))
     runs.run(tmp_path / "run", *settings)
     assert done == [7, 8, 9]
 
@@ -109,9 +107,7 @@ def test_a_finished_run_is_not_run_again(uninterrupted, monkeypatch):
     assert (folder / "metrics.jsonl").read_bytes() == before
 
 
-@pytest.mark.parametrize(
-    "change", ["seed=1", "optimizer.lr=0.01", "algorithm.loss.label_smoothing=0.1", "data.seed=3"]
-)
+@pytest.mark.parametrize("change", ["seed=1", "optimizer.lr=0.01", "algorithm.loss.label_smoothing=0.1", "data.seed=3"])
 def test_another_configuration_in_the_same_folder_is_refused(change, uninterrupted):
     folder = uninterrupted("dpo")
     before = (folder / "config.yaml").read_bytes()

@@ -63,9 +63,7 @@ def card(folder):
 def test_the_data_follow_their_own_seed(finished, tmp_path):
     for name, change in (("run", "seed=1"), ("data", "data.seed=1")):
         runs.run(tmp_path / name, *runs.TESTBED, *runs.METHODS["dpo"], change)
-    hashes = [
-        card(folder)["data"]["rows_hash"] for folder in (finished("dpo"), tmp_path / "run", tmp_path / "data")
-    ]
+    hashes = [card(folder)["data"]["rows_hash"] for folder in (finished("dpo"), tmp_path / "run", tmp_path / "data")]
     assert hashes[0] == hashes[1]
     assert hashes[0] != hashes[2]
 

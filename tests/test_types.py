@@ -12,9 +12,7 @@ def sequences(rows, width, seed=0):
     columns = torch.arange(width)
     lengths = (torch.arange(rows) % 3 + 3)[:, None]
     attention = columns < lengths
-    return Sequences(
-        torch.randint(1, 9, (rows, width), generator=generator), attention, attention & (columns >= 2)
-    )
+    return Sequences(torch.randint(1, 9, (rows, width), generator=generator), attention, attention & (columns >= 2))
 
 
 def pairs(rows, width, **known):

@@ -24,6 +24,7 @@ from rlpref.algorithms.common import (
     score,
     with_reference,
 )
+from rlpref.binding import ConfigError
 from rlpref.data.preferences import PreferenceData
 from rlpref.models.bundle import Models
 from rlpref.models.reference import snapshot
@@ -124,6 +125,8 @@ def iterative(
     data: Literal["fresh", "aggregated"],
 ) -> Iterative:
     """`loss` is {"name": a pair loss, its hyperparameters}."""
+    if k < 2:
+        raise ConfigError(f"algorithm.k is {k}: a pair needs two answers to a prompt.")
     return Iterative(
         *pair_objective(loss), rounds, epochs, batch_size, prompts_per_round, k, PAIRINGS[pairing], reference, data
     )

@@ -78,9 +78,7 @@ def test_rewards_of_an_answer_sum_to_its_score_less_beta_times_its_log_ratio(lab
     sequences = rollouts.sequences
     first = sequences.mask.long().argmax(1, keepdim=True)
     with torch.no_grad():
-        kl = token_logps(models.policy, sequences)[0].sum(1) - token_logps(models.ref.model, sequences)[
-            0
-        ].sum(1)
+        kl = token_logps(models.policy, sequences)[0].sum(1) - token_logps(models.ref.model, sequences)[0].sum(1)
     expected = models.gold(sequences) - 0.3 * kl
     assert kl.abs().max() > 0.5
     torch.testing.assert_close(rollouts.returns.gather(1, first)[:, 0], expected, atol=1e-4, rtol=0)

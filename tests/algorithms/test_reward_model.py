@@ -27,9 +27,7 @@ def test_it_learns_the_order_of_the_pairs_and_leaves_the_policy(task, testbed_mo
     assert losses[-1] < 0.6
     agrees = (loss.metrics["rewards/margins"] > 0).float()
     untied = (pairs.chosen.ids != pairs.rejected.ids).any(1)
-    assert loss.metrics["rewards/accuracies"][untied].mean().item() == pytest.approx(
-        agrees[untied].mean().item()
-    )
+    assert loss.metrics["rewards/accuracies"][untied].mean().item() == pytest.approx(agrees[untied].mean().item())
     assert (loss.metrics["rewards/accuracies"][~untied] == 0.5).all()
     assert all(torch.equal(p, before[name]) for name, p in models.policy.named_parameters())
     assert all(p.grad is None for p in models.policy.parameters())

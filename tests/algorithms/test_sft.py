@@ -5,9 +5,7 @@ from rlpref.algorithms.algorithm import Costs, Round
 from rlpref.ops.logps import sequence_logps
 
 
-def test_the_loss_is_the_token_mean_nll_of_the_chosen_answers(
-    task, random_policy, testbed_models, testbed_data
-):
+def test_the_loss_is_the_token_mean_nll_of_the_chosen_answers(task, random_policy, testbed_models, testbed_data):
     models = testbed_models(task)
     data = testbed_data(task, models)
     models.policy.set_conditionals(random_policy(task, 1))

@@ -108,9 +108,7 @@ def test_rows_keep_every_field_and_every_character(tmp_path):
 
 def test_gz_bom_crlf_blank_lines_and_number_ids_are_read(tmp_path):
     path = tmp_path / "d.jsonl.gz"
-    path.write_bytes(
-        gzip.compress(b"\xef\xbb\xbf" + GOOD.encode() + b"\r\n\r\n" + with_values(id=7).encode())
-    )
+    path.write_bytes(gzip.compress(b"\xef\xbb\xbf" + GOOD.encode() + b"\r\n\r\n" + with_values(id=7).encode()))
     rows, skipped = read_jsonl(path, "error")
     assert ([row.id for row in rows], skipped) == (["row-1", "7"], 0)
 

@@ -23,9 +23,7 @@ class WordScorer:
 
     def __call__(self, sequences):
         scored = sequences.mask
-        return ((sequences.ids == GREAT) & scored).sum(1).float() - ((sequences.ids == BAD) & scored).sum(
-            1
-        ).float()
+        return ((sequences.ids == GREAT) & scored).sum(1).float() - ((sequences.ids == BAD) & scored).sum(1).float()
 
 
 @pytest.fixture
@@ -55,9 +53,7 @@ def context(context):
 
 
 def test_best_meets_worst_and_ties_and_empty_answers_make_no_pair():
-    answers = [
-        Answer(text, score, True) for text, score in [("x", 0.5), ("y", -1), ("z", 0.5), ("", 9), ("w", 2)]
-    ]
+    answers = [Answer(text, score, True) for text, score in [("x", 0.5), ("y", -1), ("z", 0.5), ("", 9), ("w", 2)]]
     pairs = best_against_worst("p", answers, 2, "s")
     assert [(r.chosen, r.rejected, r.chosen_score, r.rejected_score) for r in pairs] == [("w", "y", 2, -1)]
     assert best_against_worst("p", answers[:1], 1, "s") == []

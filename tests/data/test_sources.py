@@ -116,6 +116,5 @@ def test_real_dialogues_survive_the_round_through_anthropics_format(tmp_path):
     again, skipped = read_jsonl(write(tmp_path / "d.jsonl", dialogues), "error", hh_row)
     assert skipped == 0
     assert [(r.prompt, r.chosen, r.rejected) for r in again] == [
-        ([{**t, "content": t["content"].strip()} for t in r.prompt], r.chosen.strip(), r.rejected.strip())
-        for r in rows
+        ([{**t, "content": t["content"].strip()} for t in r.prompt], r.chosen.strip(), r.rejected.strip()) for r in rows
     ]

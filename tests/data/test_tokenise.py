@@ -186,9 +186,7 @@ def test_smollm2_golden_strings():
         Row("text", "The film was", " great.", " bad.", rejected_finished=False),
     ]
     pairs, _ = encode_pairs(rows, tokenizer, 64, 8)
-    system = (
-        "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
-    )
+    system = "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
     start = f"{system}<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
     assert tokenizer.decode(real(pairs.chosen, 0)) == start + "Hello!<|im_end|>"
     assert tokenizer.decode(scored(pairs.chosen, 0)) == "Hello!<|im_end|>"

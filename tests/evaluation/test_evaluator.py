@@ -151,7 +151,5 @@ def test_a_reward_model_is_judged_by_its_order_of_held_out_pairs(build, case):
     leaves = table[1:].view(tree.prompts, tree.per_prompt, -1)[:, tree.inner :]
     leaves[..., 0] = case.rewards.flatten(1).float()
     pairs = evaluator.data.test
-    right = (pairs.chosen_score > pairs.rejected_score).double() + 0.5 * (
-        pairs.chosen_score == pairs.rejected_score
-    )
+    right = (pairs.chosen_score > pairs.rejected_score).double() + 0.5 * (pairs.chosen_score == pairs.rejected_score)
     assert evaluator(0)[0]["eval/reward_model/accuracy"] == pytest.approx(right.mean().item())

@@ -19,9 +19,7 @@ WANDB = str(Path(sys.executable).parent / "wandb")
 def inspect(folder):
     """The records of the one offline run in a run folder, by type."""
     (log,) = folder.glob("wandb/offline-run-*/*.wandb")
-    said = subprocess.run(
-        [WANDB, "leet", "inspect", "--json", str(log)], capture_output=True, text=True, check=True
-    )
+    said = subprocess.run([WANDB, "leet", "inspect", "--json", str(log)], capture_output=True, text=True, check=True)
     records = {}
     for line in said.stdout.splitlines():
         record = json.loads(line)
@@ -46,9 +44,7 @@ def two(tmp_path_factory):
 
 def history(records):
     """The logged rows without wandb's own keys and media."""
-    rows = [
-        {key: value for key, value in item["item"].items() if key[0] != "_"} for item in records["history"]
-    ]
+    rows = [{key: value for key, value in item["item"].items() if key[0] != "_"} for item in records["history"]]
     return [row for row in rows if "step" in row]
 
 

@@ -8,9 +8,7 @@ from rlpref.losses import bradley_terry
 
 def test_bradley_terry_by_hand():
     value = bradley_terry(torch.tensor([2.0, 0.0, -1.0]), torch.tensor([0.5, 0.0, 1.0]))
-    assert value.tolist() == pytest.approx(
-        [math.log(1 + math.exp(-1.5)), math.log(2), math.log(1 + math.exp(2.0))]
-    )
+    assert value.tolist() == pytest.approx([math.log(1 + math.exp(-1.5)), math.log(2), math.log(1 + math.exp(2.0))])
 
 
 def test_probabilities_of_both_labels_sum_to_one_and_far_scores_stay_finite():

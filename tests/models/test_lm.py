@@ -28,9 +28,7 @@ def llama() -> LlamaForCausalLM:
 
 
 def gpt2() -> GPT2LMHeadModel:
-    config = GPT2Config(
-        vocab_size=8, n_embd=16, n_layer=2, n_head=2, n_positions=16, bos_token_id=0, eos_token_id=0
-    )
+    config = GPT2Config(vocab_size=8, n_embd=16, n_layer=2, n_head=2, n_positions=16, bos_token_id=0, eos_token_id=0)
     return GPT2LMHeadModel(config)
 
 

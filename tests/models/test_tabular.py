@@ -63,9 +63,7 @@ def test_reading_token_by_token_through_the_cache_is_reading_at_once(model):
     full = model(input_ids=ids, attention_mask=mask.long()).logits
     cache, steps = None, []
     for t in range(ids.shape[1]):
-        out = model(
-            ids[:, t : t + 1], attention_mask=mask[:, : t + 1].long(), past_key_values=cache, use_cache=True
-        )
+        out = model(ids[:, t : t + 1], attention_mask=mask[:, : t + 1].long(), past_key_values=cache, use_cache=True)
         cache = out.past_key_values
         steps.append(out.logits)
     assert torch.equal(torch.cat(steps, 1), full)

@@ -71,9 +71,7 @@ def write_run(folder: Path, method: str, beta: float, seed: int, row=exact_row, 
         rows += [{"step": step + 1, "round": 0, "loss": 0.69 - 0.01 * tenth}] if tenth < 10 else []
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in rows))
     (folder / "summary.json").write_text(json.dumps(rows[-1] | {"wall_seconds": 12.5}))
-    (folder / "status.json").write_text(
-        json.dumps({"status": "done", "error": None, "config_hash": "c0ffee"})
-    )
+    (folder / "status.json").write_text(json.dumps({"status": "done", "error": None, "config_hash": "c0ffee"}))
     card = {"git": {"commit": "abc1234", "dirty": False}, "data": {"rows_hash": "d41d8c"}, "torch": "2.13"}
     (folder / "run.json").write_text(json.dumps(card))
     samples = [

@@ -24,9 +24,7 @@ def test_settings_that_change_together_count_once_and_the_overridden_one_is_name
 
 
 def test_different_problems_are_apart_even_when_no_method_ran_on_both():
-    assert swept_keys([run(**{"model.kind": "lm"}), run("ppo", **{"model.kind": "tabular"})]) == [
-        "model.kind"
-    ]
+    assert swept_keys([run(**{"model.kind": "lm"}), run("ppo", **{"model.kind": "tabular"})]) == ["model.kind"]
 
 
 def test_a_setting_that_follows_the_seed_is_not_swept():

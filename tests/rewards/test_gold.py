@@ -32,15 +32,11 @@ def sequences(*rows):
 
 def test_only_the_completion_is_scored(tokenizer):
     scores = VaderScorer(tokenizer)(
-        sequences(
-            ([THE, FILM, WAS], [GREAT, EOS]), ([TERRIBLE], [GREAT, EOS]), ([GREAT], [TERRIBLE, FILM, EOS])
-        )
+        sequences(([THE, FILM, WAS], [GREAT, EOS]), ([TERRIBLE], [GREAT, EOS]), ([GREAT], [TERRIBLE, FILM, EOS]))
     )
     assert scores.shape == (3,)
     assert scores.dtype == torch.float32
-    assert (
-        scores[0] == scores[1] == pytest.approx(3.1 / (3.1**2 + 15) ** 0.5, abs=1e-4)
-    )  # lexicon valence of "great"
+    assert scores[0] == scores[1] == pytest.approx(3.1 / (3.1**2 + 15) ** 0.5, abs=1e-4)  # lexicon valence of "great"
     assert scores[2] < 0
 
 

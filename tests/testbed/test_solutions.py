@@ -103,9 +103,7 @@ def expected_loss(task, policy, objective):
     ref, logps = (finished(task, exact.answer_logps(task, table)) for table in (task.ref, policy))
     rewards = finished(task, task.rewards)
     n = logps.shape[1]
-    first, second = (
-        index.flatten() for index in torch.meshgrid(torch.arange(n), torch.arange(n), indexing="ij")
-    )
+    first, second = (index.flatten() for index in torch.meshgrid(torch.arange(n), torch.arange(n), indexing="ij"))
     ones = torch.ones(len(logps) * n * n)
 
     def pairs(won, lost):

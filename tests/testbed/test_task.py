@@ -48,8 +48,7 @@ def place(task, answer):
 def test_enumeration_agrees_with_a_walk_over_all_answers(task, random_policy):
     """Probabilities, rewards, mean reward and KL, each answer scored by itself."""
     policy, ref = (
-        TabularLM(3, 3, 2).double().set_conditionals(table)
-        for table in (random_policy(task, seed=1), task.ref)
+        TabularLM(3, 3, 2).double().set_conditionals(table) for table in (random_policy(task, seed=1), task.ref)
     )
     answers, scorer = every_answer(3, 3), TestbedScorer(task)
     tables = [conditionals(task, model) for model in (policy, ref)]
@@ -57,9 +56,7 @@ def test_enumeration_agrees_with_a_walk_over_all_answers(task, random_policy):
     assert int(task.ends.sum()) == len(answers) == 15
     for x in range(2):
         rewards = scorer(as_sequences(task, x, answers)).tolist()
-        logps, ref_logps = (
-            [log_prob(model, task, x, answer) for answer in answers] for model in (policy, ref)
-        )
+        logps, ref_logps = ([log_prob(model, task, x, answer) for answer in answers] for model in (policy, ref))
         for answer, logp, ref_logp, reward in zip(answers, logps, ref_logps, rewards):
             node, token = place(task, answer)
             assert enumerated[0][x, node, token].item() == pytest.approx(logp, abs=1e-10)
@@ -160,8 +157,6 @@ def test_both_models_of_the_testbed_start_near_its_reference(task):
     torch.testing.assert_close(table, task.ref, atol=1e-6, rtol=0)
     loaded = tiny(task, hidden_size=16, layers=1, heads=2, pretrain_steps=60, pretrain_lr=0.01)
     untrained = conditionals(task, tiny_llama(3, 3, 2, hidden_size=16, layers=1, heads=2, seed=task.seed))
-    near, far = (
-        sequence_kl(task, task.ref, t).mean() for t in (conditionals(task, loaded.policy), untrained)
-    )
+    near, far = (sequence_kl(task, task.ref, t).mean() for t in (conditionals(task, loaded.policy), untrained))
     assert near < 0.3 * far
     assert loaded.card["pretrain_kl"] < 0.1
