@@ -13,7 +13,8 @@ import torch
 import yaml
 
 from rlpref.binding import ConfigError
-from rlpref.build import Parts, build, check
+from rlpref.build import Parts, build
+from rlpref.check import check
 from rlpref.evaluation.evaluator import Evaluator
 from rlpref.evaluation.exact import make_exact
 from rlpref.logging.card import environment, peak_memory_mb

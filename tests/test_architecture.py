@@ -18,13 +18,15 @@ LAYERS = [
     {"rollout", "testbed", "rewards"},
     {"data"},
     {"algorithms", "evaluation", "logging", "checkpoint"},
-    {"trainer", "build"},
+    {"trainer"},
+    {"check"},
+    {"build"},
     {"run"},
     {"train"},
 ]
 LEVEL = {room: level for level, layer in enumerate(LAYERS) for room in layer}
-# A checkpoint writes as the run folder does, the builder fills the trainer's settings.
-BESIDE = {("checkpoint", "logging"), ("build", "trainer")}
+# A checkpoint writes as the run folder does.
+BESIDE = {("checkpoint", "logging")}
 BASES = {"Module", "Protocol", "NamedTuple", "TensorBatch", "Callback", "ProgressColumn"}  # and any Exception
 ENTRY = PACKAGE / "train.py"
 

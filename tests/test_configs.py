@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import runs
-from rlpref import build
+from rlpref import check
 from rlpref.binding import ConfigError
 
 TINYSTORIES = runs.SHARED / "tinystories"
@@ -301,13 +301,13 @@ REFUSED = [  # overrides, what the message says
 @pytest.fixture
 def no_model(monkeypatch):
     """Any attempt to load a model fails the test."""
-    for kind, builder in build.MODELS.items():
+    for kind, builder in check.MODELS.items():
 
         @functools.wraps(builder)
         def refuse(*_, **__):
             raise AssertionError("a model was loaded")
 
-        monkeypatch.setitem(build.MODELS, kind, refuse)
+        monkeypatch.setitem(check.MODELS, kind, refuse)
 
 
 @pytest.mark.parametrize(("overrides", "message"), REFUSED, ids=[" ".join(overrides) for overrides, _ in REFUSED])

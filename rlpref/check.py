@@ -1,0 +1,195 @@
+"""Every name and value of a configuration is checked against what will use it, before anything is built."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from rlpref import checkpoint
+from rlpref.algorithms import Algorithm, make_algorithm
+from rlpref.binding import ConfigError, bind, choose, did_you_mean, hyperparameters
+from rlpref.data.sources import SOURCES
+from rlpref.models.gguf import smollm2_135m
+from rlpref.models.llama2c import stories260k
+from rlpref.models.lm import check_precision, hf
+from rlpref.rewards.gold import VaderScorer
+from rlpref.testbed.models import TESTBED_MODELS
+from rlpref.testbed.task import TestbedScorer, make_testbed
+from rlpref.trainer import OptimizerSettings, TrainingSettings
+
+LANGUAGE_MODELS = {"hf": hf, "smollm2_135m": smollm2_135m, "stories260k": stories260k}
+MODELS = TESTBED_MODELS | LANGUAGE_MODELS
+SECTIONS = (
+    *("algorithm", "model", "data", "reward", "budget", "evaluation", "optimizer", "logger", "training", "testbed"),
+    *("beta", "temperature", "seed", "init", "device", "threads"),
+)
+POSITIVE = {"rounds", "epochs", "batch_size", "prompts_per_round", "k", "times", "prompts", "pairs"}
+POSITIVE |= {"micro_batch_size", "chunk", "log_every", "checkpoint_every", "max_steps"}
+GOLD = {
+    "testbed": lambda task, tokenizer: TestbedScorer(task),
+    "vader": lambda task, tokenizer: VaderScorer(tokenizer),
+    "None": lambda task, tokenizer: None,
+}
+DATA_KEYS = ("source", "seed", "gold", "max_prompt_length", "max_completion_length", "test_fraction")
+
+
+@dataclass
+class Checked:
+    """A configuration whose every name is known and used."""
+
+    algorithm: Algorithm
+    model: Any  # what builds the model, settings bound
+    evaluation: tuple[int, dict]
+    training: TrainingSettings
+    optimizer: OptimizerSettings
+    logger: dict
+
+
+def check(config: dict, overridden: tuple[str, ...] = ()) -> Checked:
+    """Binds every setting to what will use it. Raises ConfigError for the first that nothing uses."""
+    for key in config:
+        if key not in SECTIONS:
+            raise ConfigError(
+                f"'{key}' is no setting of a run.{did_you_mean(key, SECTIONS)} Known: {', '.join(SECTIONS)}."
+            )
+    for key in SECTIONS:
+        if key not in config:
+            raise ConfigError(f"the configuration lacks '{key}'.")
+    _refuse_unread(config, overridden)
+    algorithm = dict(config["algorithm"])
+    made = make_algorithm(algorithm.pop("kind"), algorithm, algorithm.pop("name"))
+    model = {key: value for key, value in config["model"].items() if key not in ("kind", "lr", "threads")}
+    kind = config["model"]["kind"]
+    builder = bind(choose(MODELS, kind, "model.kind"), model, f"model '{kind}'", int(kind in TESTBED_MODELS))
+    if kind in LANGUAGE_MODELS:
+        check_precision(model["dtype"], model["attn_implementation"], model["lora"])
+    _check_values(config)
+    data = dict(config["data"])
+    source = choose(SOURCES, data["source"], "data.source")
+    bind(source, source_settings(data), f"data source '{data['source']}'", 1)
+    choose(GOLD, str(data["gold"]), "data.gold")
+    _check_fit(kind, data)
+    _check_reward(config, made)
+    _check_budget(config["budget"])
+    evaluation = dict(bind(_evaluation, config["evaluation"], "evaluation").keywords)
+    return Checked(
+        made,
+        builder,
+        (evaluation.pop("times"), evaluation),
+        bind(TrainingSettings, config["training"], "training")(),
+        bind(OptimizerSettings, config["optimizer"], "optimizer")(),
+        dict(bind(_logger, config["logger"], "logger").keywords),
+    )
+
+
+def _evaluation(times: int, prompts: int, k: int, pairs: int, samples: int): ...
+
+
+def _logger(mode: Literal["offline", "online", "disabled"], project: str): ...
+
+
+def _run(
+    beta: float,
+    temperature: float,
+    seed: int,
+    init: str | None,
+    device: Literal["auto", "cpu", "cuda"],
+    threads: int | None,
+): ...
+
+
+def _data(
+    source: str,
+    seed: int,
+    gold: str | None,
+    max_prompt_length: int,
+    max_completion_length: int,
+    test_fraction: float | None,
+): ...
+
+
+def _check_values(config: dict) -> None:
+    """Types of what no section's function takes, counts that must be positive, and the run to start from."""
+    bind(_run, {key: config[key] for key in hyperparameters(_run)}, "the run")
+    bind(_data, {key: config["data"][key] for key in DATA_KEYS if key in config["data"]}, "data")
+    bind(make_testbed, config["testbed"], "testbed")
+    for section in ("algorithm", "training", "evaluation"):
+        for key, value in config[section].items():
+            if key in POSITIVE and isinstance(value, int) and value < 1:
+                raise ConfigError(f"{section}.{key} must be at least 1, not {value}.")
+    for key in ("temperature", "threads"):
+        if config[key] is not None and not config[key] > 0:
+            raise ConfigError(f"{key} must be above 0, not {config[key]}.")
+    if config["init"]:
+        trained_weights(config["init"], "policy")
+
+
+def _check_fit(kind: str, data: dict) -> None:
+    """The testbed's models speak the testbed's language, and nobody else does."""
+    exact = [kind in TESTBED_MODELS, data["source"] == "testbed", data["gold"] == "testbed"]
+    if exact[0] != exact[1] or (exact[2] and not exact[0]):
+        raise ConfigError(
+            f"model '{kind}' cannot use data '{data['source']}' with gold '{data['gold']}': the testbed's are "
+            "for model=tabular and model=tiny, all others for language models."
+        )
+
+
+def _budget(batch_size: int, offline: dict, sft: dict, reward_model: dict, iterative: dict, ppo: dict): ...
+
+
+def _check_budget(budget: dict) -> None:
+    """The budget is a table that conf/algorithm reads from; a misspelt entry would be read by nobody."""
+    bind(_budget, budget, "budget")
+    for kind, entries in budget.items():
+        known = ("rounds", "epochs", "prompts_per_round", "k", "pairing")
+        for key in entries if isinstance(entries, dict) else ():
+            if key not in known:
+                raise ConfigError(f"budget.{kind} does not use '{key}'.{did_you_mean(key, known)}")
+
+
+def _refuse_unread(config: dict, overridden: tuple[str, ...]) -> None:
+    """A key set by hand that this run does not read is refused, not ignored."""
+    name, kind = config["algorithm"].get("name"), config["model"].get("kind")
+    if "beta" in overridden and not _reads_beta(config["algorithm"]):
+        raise ConfigError(f"algorithm '{name}' does not use 'beta'.")
+    unread = [key for key in overridden if key.startswith("testbed.")]
+    if unread and kind not in TESTBED_MODELS:
+        raise ConfigError(f"model '{kind}' does not use '{unread[0]}': that is for model=tabular and model=tiny.")
+
+
+def _reads_beta(algorithm: dict) -> bool:
+    settings = algorithm | (algorithm.get("loss") or {})
+    return "beta" in settings or "tau" in settings
+
+
+def source_settings(data: dict) -> dict:
+    """What of the data section goes to the source itself."""
+    return {key: value for key, value in data.items() if key not in DATA_KEYS}
+
+
+def _check_reward(config: dict, algorithm: Algorithm) -> None:
+    reward, gold = config["reward"], config["data"]["gold"]
+    choose({"gold": 0, "learned": 0, "none": 0}, reward["kind"], "reward.kind")
+    unknown = [key for key in reward if key not in ("kind", "path")]
+    if unknown or ("path" in reward) != (reward["kind"] == "learned"):
+        raise ConfigError(
+            f"reward '{reward['kind']}' takes {'path' if reward['kind'] == 'learned' else 'nothing'}; got {reward}."
+        )
+    if algorithm.needs_reward and (reward["kind"] == "none" or (reward["kind"] == "gold" and gold is None)):
+        raise ConfigError(
+            f"algorithm '{config['algorithm']['name']}' scores answers, but there is no reward: data source "
+            f"'{config['data']['source']}' has no gold scorer. Set reward=learned reward.path=<run of reward_model>."
+        )
+    if reward["kind"] == "learned":
+        trained_weights(reward["path"], "reward_model")
+
+
+def trained_weights(run_folder: str | os.PathLike, name: str) -> Path:
+    """The weights of that name in a run folder's last checkpoint; ConfigError where there are none."""
+    path, _ = checkpoint.latest(Path(run_folder) / "checkpoints")
+    if path is None or not (path / f"{name}.safetensors").exists():
+        key = "init" if name == "policy" else "reward.path"
+        raise ConfigError(f"{key}: '{run_folder}' is no run folder with a trained {name}.")
+    return path / f"{name}.safetensors"
