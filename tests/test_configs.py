@@ -314,7 +314,8 @@ def no_model(monkeypatch):
 def test_a_setting_that_cannot_be_used_is_refused_before_a_model_loads(overrides, message, no_model, tmp_path):
     with pytest.raises(ConfigError, match=message):
         runs.run(tmp_path / "run", "logger.mode=disabled", *overrides)
-    assert not (tmp_path / "run").exists()
+    assert runs.status(tmp_path / "run")["status"] == "failed"
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
 def test_the_fixture_that_forbids_models_works(no_model, tmp_path):
