@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import yaml
+from torch import nn
 
 from rlpref import checkpoint
 from rlpref.binding import ConfigError, choose
@@ -41,20 +44,7 @@ def build(config: dict, checked: Checked) -> Parts:
         checkpoint.load_weights(policy, trained_weights(config["init"], "policy"))
     gold = choose(GOLD, str(data["gold"]), "data.gold")(task, loaded.tokenizer)
     reference = freeze(policy)
-    context = DataContext(
-        tokenizer=loaded.tokenizer,
-        model=policy,
-        task=task,
-        gold=gold,
-        seed=data["seed"],
-        test_fraction=data["test_fraction"],
-        max_prompt_length=data["max_prompt_length"],
-        max_completion_length=data["max_completion_length"],
-        temperature=config["temperature"],
-        device=device,
-        cache=cache_dir(),
-    )
-    preferences = make_data(source_settings(data), context, data["source"])
+    preferences = _shared_data(config, reference.hash, lambda: _make_data(config, loaded.tokenizer, policy, task, gold))
     models = Models(
         policy=policy,
         ref=reference,
@@ -68,6 +58,37 @@ def build(config: dict, checked: Checked) -> Parts:
     )
     _add_scalar_models(config, checked, models)
     return Parts(models, preferences, task, loaded.card)
+
+
+LAST_DATA: dict[str, PreferenceData] = {}  # of the job before in this process: a sweep reads its data once
+
+
+def _shared_data(config: dict, reference_hash: str, make: Callable[[], PreferenceData]) -> PreferenceData:
+    """The data of the job before if all that decides them is the same, else new ones. Nobody writes into them."""
+    decides = [config[section] for section in ("data", "model", "testbed", "temperature")]
+    key = json.dumps([reference_hash, decides], sort_keys=True)
+    if key not in LAST_DATA:
+        LAST_DATA.clear()
+        LAST_DATA[key] = make()
+    return LAST_DATA[key]
+
+
+def _make_data(config: dict, tokenizer, policy: nn.Module, task: Testbed | None, gold) -> PreferenceData:
+    data = config["data"]
+    context = DataContext(
+        tokenizer=tokenizer,
+        model=policy,
+        task=task,
+        gold=gold,
+        seed=data["seed"],
+        test_fraction=data["test_fraction"],
+        max_prompt_length=data["max_prompt_length"],
+        max_completion_length=data["max_completion_length"],
+        temperature=config["temperature"],
+        device=next(policy.parameters()).device,
+        cache=cache_dir(),
+    )
+    return make_data(source_settings(data), context, data["source"])
 
 
 def _add_scalar_models(config: dict, checked: Checked, models: Models) -> None:

@@ -65,8 +65,11 @@ def run_figure(folder: Path) -> Path | None:
     figure = frontier(sweep)
     if figure is None:
         return None
-    save(figure, Path(folder) / "report", "frontier")
-    return Path(folder) / "report" / "frontier.png"
+    FigureCanvasAgg(figure)
+    buffer = io.BytesIO()
+    with mpl.rc_context(RC):
+        figure.savefig(buffer, format="png", dpi=100)  # every run of a sweep draws one: quick before fine
+    return write_atomically(Path(folder) / "report" / "frontier.png", buffer.getvalue())
 
 
 def save(figure: Figure, folder: Path, name: str) -> bytes:
