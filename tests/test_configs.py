@@ -28,7 +28,13 @@ HF = ["model=hf", "model.name={hf}", *SHORT]
 STORIES = ["model=stories260k", f"model.path={TINYSTORIES}/stories260K.bin"]
 STORIES += [f"model.tokenizer_path={TINYSTORIES}/tok512.bin", *SHORT]
 ONE_EACH = ["algorithm.rounds=2", "algorithm.prompts_per_round=8", "algorithm.k=2", "algorithm.batch_size=8"]
-SMOLLM = ["data.prompts=60", "data.test_fraction=0.3", "data.k=2", "data.max_completion_length=8", "algorithm.batch_size=4"]
+SMOLLM = [
+    "data.prompts=60",
+    "data.test_fraction=0.3",
+    "data.k=2",
+    "data.max_completion_length=8",
+    "algorithm.batch_size=4",
+]
 SMOLLM += ["evaluation.k=2", "evaluation.times=1"]
 M = runs.METHODS
 
