@@ -23,7 +23,8 @@ from rlpref.report.style import RC, Look, legend
 KL_LABEL = "KL(policy || reference), nats per answer"
 REWARD_LABEL = "expected reward"
 MAX_OPTIMA = 5
-SEEDS_FOR_A_BAR = 3  # over two, Student's t is 12.7 standard errors wide: a bar across the figure
+# Over two seeds Student's t is 12.7 standard errors wide: a bar across the whole figure.
+SEEDS_FOR_A_BAR = 3
 logging.getLogger("fontTools").setLevel(logging.WARNING)  # it reports each font that it puts into a PDF
 
 
