@@ -32,7 +32,8 @@ def frontier(sweep: Sweep) -> Figure | None:
     """Every run's path from the reference to its end in the reward-KL plane, one panel per problem.
 
     Where the model can be enumerated the values are exact and the black line is the Pareto frontier;
-    elsewhere a large marker is the mean over seeds, with its 95% interval from three seeds on. None if no run was evaluated.
+    elsewhere a large marker is the mean over seeds, with its 95% interval from three seeds on. None if no
+    run was evaluated.
     """
     panels = list(problems(sweep, ("kl", "reward")))
     if not panels:
