@@ -167,3 +167,8 @@ class Rollouts(TensorBatch):
     advantages: Tensor  # [B, T]
     returns: Tensor  # [B, T]
     scores: Tensor  # [B] reward of the whole answer, before the KL penalty
+
+    def trimmed(self) -> Rollouts:
+        """Without the columns that are padding in every row, in all [B, T] tensors alike."""
+        used = self.sequences.attention_mask.any(0)
+        return self.map(lambda tensor: tensor[:, used] if tensor.dim() == 2 else tensor)

@@ -98,3 +98,17 @@ def test_trimmed_drops_only_columns_that_no_row_uses():
     trimmed = batch.trimmed()
     assert trimmed.ids.tolist() == [[1, 2, 3], [6, 7, 8]]
     assert torch.equal(trimmed.lengths, batch.lengths)
+
+
+def test_trimmed_rollouts_stay_aligned_in_every_field():
+    attention = torch.tensor([[0, 1, 1, 0], [0, 1, 0, 0]], dtype=torch.bool)
+    columns = torch.arange(8.0).view(2, 4)
+    rollouts = Rollouts(
+        Sequences(columns.long(), attention, attention),
+        *(columns + 10 * field for field in range(5)),
+        scores=torch.tensor([1.0, 2.0]),
+    )
+    trimmed = rollouts.trimmed()
+    assert trimmed.sequences.ids.tolist() == [[1, 2], [5, 6]]
+    assert torch.equal(trimmed.returns, columns[:, 1:3] + 40)
+    assert torch.equal(trimmed.scores, rollouts.scores)

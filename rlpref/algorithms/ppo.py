@@ -92,6 +92,7 @@ class PPO:
         return Rollouts(sequences, samples.logps, ref_logps, values, advantages, returns, scores)
 
     def loss(self, models: Models, batch: Rollouts) -> Loss:
+        batch = batch.trimmed()
         mask = batch.sequences.mask
         logps, entropy = models.policy_logps(batch.sequences, entropy=True)
         values = state_values(models.critic, batch.sequences)

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from rlpref.binding import ConfigError
 from rlpref.models.lm import has_adapter, lora_config, refuse_trained_bfloat16, wants_adapter
+from rlpref.ops.masked import last_masked
 from rlpref.types import Sequences
 
 
@@ -67,9 +68,8 @@ def scalar_model(policy: nn.Module, lora: Mapping[str, Any] | None, generator: t
 def last_token_scores(values: Tensor, sequences: Sequences) -> Tensor:
     """[B] the value [B, T] at the last real token of each row, by the attention mask (never by a search for
     padding, which may be EOS). Padding may stand on either side."""
-    columns = torch.arange(values.shape[1], device=values.device)
-    last = torch.where(sequences.attention_mask.bool(), columns, -1).amax(1, keepdim=True)
-    return values.gather(1, last).squeeze(1)
+    last = last_masked(sequences.attention_mask)
+    return values.gather(1, last[:, None]).squeeze(1)
 
 
 def critic_from(reward_model: ScalarHead) -> ScalarHead:

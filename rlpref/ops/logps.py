@@ -50,11 +50,6 @@ def token_logps(
     return logps, _placed(log_z - expected_logit, mask, first)
 
 
-def sequence_logps(model: nn.Module, sequences: Sequences, temperature: float = 1.0) -> Tensor:
-    """[B] log-prob of the whole completion given its prompt, in nats (a sum, not a mean)."""
-    return token_logps(model, sequences, temperature)[0].sum(1)
-
-
 @dataclass
 class Comparison(TensorBatch):
     """Two policies on the same answers; all [B, T] in nats and 0 outside the completions."""

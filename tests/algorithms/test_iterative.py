@@ -5,7 +5,7 @@ from rlpref.algorithms import make_algorithm
 from rlpref.algorithms.algorithm import Costs, Round
 from rlpref.algorithms.iterative import best_worst, bradley_terry
 from rlpref.models.reference import snapshot
-from rlpref.ops.logps import sequence_logps
+from rlpref.ops.logps import token_logps
 from rlpref.types import cat
 
 SETTINGS = {
@@ -72,7 +72,7 @@ def test_collected_pairs_are_ordered_answers_to_one_prompt(laboratory):
     assert torch.equal(pairs.chosen.ids[:, 0], pairs.rejected.ids[:, 0])
     torch.testing.assert_close(models.gold(pairs.chosen), pairs.chosen_score)
     torch.testing.assert_close(models.gold(pairs.rejected), pairs.rejected_score)
-    torch.testing.assert_close(sequence_logps(models.ref.model, pairs.chosen), pairs.ref_chosen)
+    torch.testing.assert_close(token_logps(models.ref.model, pairs.chosen)[0].sum(1), pairs.ref_chosen)
     assert len(pairs) == round.costs.samples // 4 * (1 - round.metrics["pairs/ties_dropped"])
     assert round.costs.samples == round.costs.labels == 24
 
@@ -96,7 +96,7 @@ def test_the_reference_moves_only_where_it_is_asked_to(laboratory, random_policy
     assert initial.hash == snapshot(initial.model).hash  # nor was it written over
     assert (models.ref is not models.initial) == moves
     expected = models.policy if moves else initial.model
-    torch.testing.assert_close(second.ref_chosen, sequence_logps(expected, second.chosen).detach())
+    torch.testing.assert_close(second.ref_chosen, token_logps(expected, second.chosen)[0].sum(1).detach())
     assert len(second) <= 6
 
 
@@ -111,8 +111,8 @@ def test_aggregated_rounds_keep_all_pairs_at_the_reference_of_now(laboratory, ra
     assert len(both) > len(first)
     assert torch.equal(both.chosen.ids[: len(first), : first.chosen.ids.shape[1]], first.chosen.ids)
     expected = models.policy if reference == "previous" else models.initial.model
-    torch.testing.assert_close(both.ref_chosen, sequence_logps(expected, both.chosen).detach())
-    torch.testing.assert_close(both.ref_rejected, sequence_logps(expected, both.rejected).detach())
+    torch.testing.assert_close(both.ref_chosen, token_logps(expected, both.chosen)[0].sum(1).detach())
+    torch.testing.assert_close(both.ref_rejected, token_logps(expected, both.rejected)[0].sum(1).detach())
 
 
 @pytest.mark.parametrize("pairing", ["best_worst", "bradley_terry"])

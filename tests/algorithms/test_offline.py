@@ -4,7 +4,7 @@ import torch
 
 from rlpref.algorithms import make_algorithm
 from rlpref.algorithms.algorithm import Costs, Round
-from rlpref.ops.logps import sequence_logps
+from rlpref.ops.logps import token_logps
 
 
 def test_one_round_over_the_given_pairs_with_the_references_log_probs(task, testbed_models, testbed_data):
@@ -16,8 +16,8 @@ def test_one_round_over_the_given_pairs_with_the_references_log_probs(task, test
     pairs = algorithm.collect(models, data, round)
     assert (algorithm.rounds, algorithm.epochs, algorithm.examples(data, 0)) == (1, 2, len(pairs))
     assert torch.equal(pairs.chosen.ids, data.train.chosen.ids)
-    torch.testing.assert_close(pairs.ref_chosen, sequence_logps(models.initial.model, pairs.chosen))
-    torch.testing.assert_close(pairs.ref_rejected, sequence_logps(models.initial.model, pairs.rejected))
+    torch.testing.assert_close(pairs.ref_chosen, token_logps(models.initial.model, pairs.chosen)[0].sum(1))
+    torch.testing.assert_close(pairs.ref_rejected, token_logps(models.initial.model, pairs.rejected)[0].sum(1))
     assert (round.costs.labels, round.costs.samples) == (len(pairs), 0)
     loss = algorithm.loss(models, pairs)
     torch.testing.assert_close(loss.value, torch.full_like(loss.value, math.log(2)))

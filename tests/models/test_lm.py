@@ -72,6 +72,17 @@ def test_eager_and_sdpa_attention_agree(folder):
     torch.testing.assert_close(logps(sdpa.policy), logps(eager.policy))
 
 
+def test_the_head_is_given_one_block_where_few_columns_are_kept(folder):
+    """A strided slice would be a batch of small products, five times slower on a CPU."""
+    model, blocks = hf(folder, "float32", "sdpa", None).policy, []
+    model.get_output_embeddings().register_forward_pre_hook(lambda _, inputs: blocks.append(inputs[0]))
+    with torch.no_grad():
+        kept = model(input_ids=IDS, attention_mask=torch.ones_like(IDS), logits_to_keep=3).logits
+    assert blocks[0].shape == (2, 3, 16)
+    assert blocks[0].is_contiguous()
+    torch.testing.assert_close(kept.log_softmax(-1), logps(model)[:, -3:])
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_new_adapter_changes_nothing_bit_for_bit(llama_folder, dtype):
     loaded = hf(llama_folder, dtype, "sdpa", LORA)
