@@ -9,8 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from rlpref.report.frames import Sweep
-from rlpref.report.panels import problems
-from rlpref.report.statistics import mean_interval
+from rlpref.report.panels import interval, problems
 from rlpref.report.style import RC, Look, legend
 
 
@@ -57,7 +56,7 @@ def _curves_panel(axis: Axes, shown: pd.DataFrame, look: Look, cost: str, name: 
         most = max(len(rows) for rows in groups)
         groups = [rows for rows in groups if len(rows) == most]
         x = np.array([rows[cost].mean() for rows in groups])
-        mean, low, high = np.array([mean_interval(rows[name]) for rows in groups]).T
+        mean, low, high = np.array([interval(rows, name) for rows in groups]).T
         alone = np.ptp(x) == 0
         axis.plot(x[-1:] if alone else x, mean[-1:] if alone else mean, color=colour, lw=1.4, ls=look.lines[setting])
         edge, marker = look.styles[method]
@@ -71,6 +70,6 @@ def _curves_panel(axis: Axes, shown: pd.DataFrame, look: Look, cost: str, name: 
 
 
 def _limits(axis: Axes, values: pd.Series) -> None:
-    """A band over two seeds can be many times as high as the curves: it is cut, they are not."""
+    """A band can be many times as high as the curves: it is cut, they are not."""
     height = max(values.max() - values.min(), 1e-6)
     axis.set_ylim(values.min() - 0.15 * height, values.max() + 0.15 * height)

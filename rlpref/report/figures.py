@@ -16,15 +16,12 @@ from matplotlib.lines import Line2D
 
 from rlpref.report.folders import write_atomically
 from rlpref.report.frames import Sweep, load
-from rlpref.report.panels import problems
-from rlpref.report.statistics import mean_interval
+from rlpref.report.panels import interval, problems
 from rlpref.report.style import RC, Look, legend
 
 KL_LABEL = "KL(policy || reference), nats per answer"
 REWARD_LABEL = "expected reward"
 MAX_OPTIMA = 5
-# Over two seeds Student's t is 12.7 standard errors wide: a bar across the whole figure.
-SEEDS_FOR_A_BAR = 3
 logging.getLogger("fontTools").setLevel(logging.WARNING)  # it reports each font that it puts into a PDF
 
 
@@ -32,8 +29,8 @@ def frontier(sweep: Sweep) -> Figure | None:
     """Every run's path from the reference to its end in the reward-KL plane, one panel per problem.
 
     Where the model can be enumerated the values are exact and the black line is the Pareto frontier;
-    elsewhere a large marker is the mean over seeds, with its 95% interval from three seeds on. None if no
-    run was evaluated.
+    elsewhere a large marker is the mean over seeds, with its 95% interval: over seeds from three on, over
+    prompts below. None if no run was evaluated.
     """
     panels = list(problems(sweep, ("kl", "reward")))
     if not panels:
@@ -114,10 +111,9 @@ def _frontier_panel(axis: Axes, sweep: Sweep, history: pd.DataFrame, look: Look)
 
 
 def _end_point(axis: Axes, cell: pd.DataFrame, colour: str, shape: dict) -> None:
-    kl, reward = mean_interval(cell["kl"]), mean_interval(cell["reward"])
-    if len(cell) >= SEEDS_FOR_A_BAR:
-        errors = [[[i.mean - i.low], [i.high - i.mean]] for i in (kl, reward)]
-        axis.errorbar(kl.mean, reward.mean, *errors[::-1], color=colour, lw=1, capsize=2, zorder=3)
+    kl, reward = (interval(cell, name) for name in ("kl", "reward"))
+    errors = [[[i.mean - i.low], [i.high - i.mean]] for i in (kl, reward)]
+    axis.errorbar(kl.mean, reward.mean, *errors[::-1], color=colour, lw=1, capsize=2, zorder=3)
     axis.plot(kl.mean, reward.mean, ms=8.5, **shape)
 
 

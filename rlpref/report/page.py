@@ -59,11 +59,12 @@ def _counts(sweep: Sweep) -> dict[str, int]:
 
 def _figures(sweep: Sweep, folder: Path) -> list[dict[str, str]]:
     plane = figures.frontier(sweep)
-    drawn = [("frontier", plane, "Reward against KL to the reference, from the first evaluation to the last.")]
+    caption = f"Reward against KL to the reference, from the first evaluation to the last. {_bars(sweep)}".rstrip()
+    drawn = [("frontier", plane, caption)]
     many = curves.curves(sweep)
     for index, (title, figure) in enumerate(many.items()):
         name = "curves" if len(many) == 1 else f"curves-{index}"
-        caption = "Mean over seeds and 95% band against what was spent."
+        caption = f"Mean over seeds and 95% band against what was spent. {_bars(sweep)}".rstrip()
         drawn.append((name, figure, f"{title}: {caption}" if title else caption))
     return [
         {
@@ -74,6 +75,12 @@ def _figures(sweep: Sweep, folder: Path) -> list[dict[str, str]]:
         for name, figure, caption in drawn
         if figure is not None
     ]
+
+
+def _bars(sweep: Sweep) -> str:
+    """What the intervals in the figures are; exact values have them over seeds only."""
+    exact = sweep.frontier is not None
+    return "" if exact else "Intervals: over seeds where there are three or more, else over prompts."
 
 
 def _provenance(sweep: Sweep) -> list[dict]:

@@ -8,13 +8,16 @@ import numpy as np
 import pandas as pd
 
 from rlpref.report.frames import Sweep, evaluations
-from rlpref.report.statistics import matching
+from rlpref.report.statistics import Interval, matching, mean_interval, prompt_interval
 from rlpref.report.tables import short_name, text
+
+# Over two seeds Student's t is 12.7 standard errors wide, a bar across the whole figure.
+SEEDS_FOR_AN_INTERVAL = 3
 
 
 def problems(sweep: Sweep, needed: tuple[str, ...]) -> Iterator[tuple[str, pd.DataFrame]]:
-    """(title, evaluation rows) of each problem; the rows have kl, reward, regret, win_rate, steps, samples,
-    labels, `exact`, `done`, and `setting`: what was swept beyond method and beta, as text."""
+    """(title, evaluation rows) of each problem; the rows have kl, reward, win_rate, their `_se`, regret, steps,
+    samples, labels, `exact`, `done`, and `setting`: what was swept beyond method and beta, as text."""
     history = measured(evaluations(sweep.history))
     status = sweep.runs.set_index("run")["status"]
     history["done"] = history["run"].map(status) == "done"
@@ -36,13 +39,23 @@ def measured(history: pd.DataFrame) -> pd.DataFrame:
     for name in ("reward", "kl"):
         estimate = history.get(f"eval/{name}", nothing)
         history[name] = history.get(f"exact/{name}", nothing).where(exact, estimate)
+        history[f"{name}_se"] = history.get(f"eval/{name}_se", nothing).mask(exact)
     history["exact"] = exact
     history["regret"] = history.get("exact/regret", nothing)
-    history["win_rate"] = history.get("eval/win_rate", nothing).mask(exact)
+    for name in ("win_rate", "win_rate_se"):
+        history[name] = history.get(f"eval/{name}", nothing).mask(exact)
     history["steps"] = history.get("cost/steps", nothing).fillna(history.get("step", nothing))
     history["samples"] = history.get("cost/samples", nothing)
     history["labels"] = history.get("cost/labels", nothing)
     return history
+
+
+def interval(runs: pd.DataFrame, name: str) -> Interval:
+    """95% interval of one of the columns of `problems`: over seeds from three runs on, over prompts below
+    (NaN where there is neither)."""
+    if len(runs) >= SEEDS_FOR_AN_INTERVAL or f"{name}_se" not in runs:
+        return mean_interval(runs[name])
+    return prompt_interval(runs[name].mean(), runs[f"{name}_se"].mean())
 
 
 def _setting(history: pd.DataFrame, keys: list[str]) -> list[str]:

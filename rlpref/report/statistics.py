@@ -54,14 +54,24 @@ def mean_interval(values: Iterable[float], confidence: float = 0.95) -> Interval
     return Interval(mean, mean - half, mean + half)
 
 
+def prompt_interval(mean: float, se: float) -> Interval:
+    """95% interval over prompts: mean +- 1.96 se, `se` the mean over seeds of the standard error of one run.
+
+    All seeds answer the same held-out prompts, so the errors of their means may be the same error: it is not
+    divided by the number of seeds, and the interval is never too narrow for that.
+    """
+    return Interval(mean, mean - 1.96 * se, mean + 1.96 * se)
+
+
 def headline(sweep: Sweep) -> pd.DataFrame:
     """One row per method, beta and swept setting, after a `reference` row per problem.
 
     Columns: the problem's keys, method, beta, the other swept keys, `n` (runs that are done); for each of
     reward, proxy_reward, kl (nats per answer), regret, win_rate, accuracy and reward_accuracy that some run
-    has: its mean over seeds and `_low`, `_high` of the 95% interval; `reward_se`, the mean standard error
-    within a run (over prompts); `source` (exact or sampled); `note`, which names every run of the cell that
-    is missing, failed or unfinished. A cell without a finished run keeps its row, with n = 0.
+    has: its mean over seeds and `_low`, `_high` of the 95% interval, and where nothing is exact
+    `_se`, the mean over runs of the standard error over prompts (see `prompt_interval`); `source` (exact or
+    sampled); `note`, which names every run of the cell that is missing, failed or unfinished. A cell without
+    a finished run keeps its row, with n = 0.
     """
     problem, others = sweep.problem_keys, [key for key in sweep.keys if key not in sweep.problem_keys]
     keys = [*problem, "method", "beta", *others]
@@ -102,8 +112,8 @@ def _cell(sweep: Sweep, keys: list[str], cell: dict) -> dict:
     row = {**cell, "n": len(done), "source": ("exact" if exact else "sampled") if len(done) else ""}
     for name, column in (EXACT if exact else SAMPLED).items():
         row |= _columns(name, done.get(column, []))
-    if not exact and "eval/reward_se" in done:
-        row["reward_se"] = done["eval/reward_se"].mean()
+        if not exact and f"{column}_se" in done:
+            row[f"{name}_se"] = done[f"{column}_se"].mean()
     return row | {"note": _note(runs, matching(sweep.missing, cell))}
 
 
@@ -135,6 +145,8 @@ def _reference(sweep: Sweep, problem: list[str], cell: dict) -> dict | None:
             per_seed = rows.groupby("seed", dropna=False)[column].mean()
             row = {**cell, "method": "reference", "beta": np.nan, "n": len(per_seed)}
             row |= _columns("reward", per_seed) | {"kl": 0.0}
+            if f"{column}_se" in rows:
+                row["reward_se"] = rows[f"{column}_se"].mean()
             source = column.split("/")[0].replace("eval", "sampled")
             return row | {"source": source, "note": "before training"}
     return None
@@ -151,7 +163,5 @@ def _distinct(cells: pd.DataFrame, problem: list[str]) -> list[dict]:
 
 def _metric_columns(table: pd.DataFrame) -> list[str]:
     present = [name for name in METRICS if name in table and table[name].notna().any()]
-    columns = [column for name in present for column in (name, f"{name}_low", f"{name}_high")]
-    if "reward_se" in table and table["reward_se"].notna().any():
-        columns.insert(columns.index("reward") + 3, "reward_se")
-    return columns
+    columns = [column for name in present for column in (name, f"{name}_low", f"{name}_high", f"{name}_se")]
+    return [name for name in columns if not name.endswith("_se") or (name in table and table[name].notna().any())]

@@ -6,7 +6,7 @@ import math
 
 import pandas as pd
 
-from rlpref.report.statistics import METRICS
+from rlpref.report.statistics import METRICS, prompt_interval
 
 TITLES = {
     "reward": "reward",
@@ -16,29 +16,34 @@ TITLES = {
     "win_rate": "win rate vs reference",
     "accuracy": "preference accuracy",
     "reward_accuracy": "reward model accuracy",
-    "reward_se": "se over prompts",
     "n": "seeds",
 }
 DECIMALS = {"regret": 4}
 
 
 def readable(headline: pd.DataFrame) -> pd.DataFrame:
-    """The headline as text: 'mean [low, high]' in one column per metric, '-' for what there is not."""
+    """The headline as text: 'mean [low, high]' over seeds in one column per metric, for estimates on prompts
+    '[low, high]' over these in the next, '-' for what there is not."""
     columns: dict[str, list[str]] = {}
     for name in headline.columns:
         if name in METRICS:
             low, high = headline[f"{name}_low"], headline[f"{name}_high"]
             places = DECIMALS.get(name, 3)
             columns[TITLES[name]] = [_interval(*row, places) for row in zip(headline[name], low, high)]
-        elif not name.endswith(("_low", "_high")):
+            if f"{name}_se" in headline:
+                over = map(prompt_interval, headline[name], headline[f"{name}_se"])
+                columns[_over_prompts(name)] = [_range(i.low, i.high, places) for i in over]
+        elif not name.endswith(("_low", "_high", "_se")):
             title = TITLES.get(name) or short_name(name)
             columns[name if title in columns else title] = [text(value) for value in headline[name]]
     return pd.DataFrame(columns)
 
 
 def compact(headline: pd.DataFrame) -> pd.DataFrame:
-    """The headline for a terminal: 'mean ±half of the interval', without the columns source and note."""
-    short = readable(headline).drop(columns=["source", "note"])
+    """The headline for a terminal: 'mean ±half of the interval', without the columns source and note, and of
+    the intervals over prompts only the first metric's."""
+    over_prompts = [_over_prompts(name) for name in METRICS if f"{name}_se" in headline]
+    short = readable(headline).drop(columns=["source", "note", *over_prompts[1:]])
     for name in (name for name in METRICS if name in headline):
         half, places = (headline[f"{name}_high"] - headline[f"{name}_low"]) / 2, DECIMALS.get(name, 3)
         short[TITLES[name]] = [
@@ -74,8 +79,15 @@ def markdown(table: pd.DataFrame) -> str:
 def _interval(mean: float, low: float, high: float, places: int) -> str:
     if math.isnan(mean):
         return "-"
-    inside = "-" if math.isnan(low) else f"{_fixed(low, places)}, {_fixed(high, places)}"
-    return f"{_fixed(mean, places)} [{inside}]"
+    return f"{_fixed(mean, places)} {_range(low, high, places)}"
+
+
+def _range(low: float, high: float, places: int) -> str:
+    return "[-]" if math.isnan(low) else f"[{_fixed(low, places)}, {_fixed(high, places)}]"
+
+
+def _over_prompts(name: str) -> str:
+    return f"{TITLES[name]}, over prompts"
 
 
 def _fixed(value: float, places: int) -> str:

@@ -45,7 +45,9 @@ def sampled_row(method: str, beta: float, seed: int, share: float) -> dict:
         "eval/reward": 0.1 + gain * share + 0.01 * noise[0],
         "eval/reward_se": 0.02,
         "eval/ref_reward": 0.1 + 0.01 * seed,
+        "eval/ref_reward_se": 0.03,
         "eval/kl": (3 + METHODS.index(method)) * share**1.5 / (0.5 + beta) + 0.05 * share * noise[1],
+        "eval/kl_se": 0.1 + 0.1 * seed,
         "eval/win_rate": 0.5 + 0.3 * share + 0.01 * noise[2],
         "eval/accuracy": 0.5 + 0.1 * share,
     }

@@ -86,6 +86,23 @@ def test_text_runs_show_win_rate_and_no_regret(text_sweep):
     assert row["win_rate"] == pytest.approx(np.mean(wins))
 
 
+def test_intervals_over_prompts_do_not_shrink_with_seeds(text_sweep):
+    """The seeds answer the same prompts: the half-width is 1.96 times the mean standard error of one run."""
+    table = headline(load(text_sweep))
+    row = row_of(table, "dpo", 0.1)
+    assert row["kl_se"] == pytest.approx(np.mean([0.1 + 0.1 * seed for seed in SEEDS]))
+    assert table["reward_se"].iloc[0] == pytest.approx(0.03)  # the reference's own
+    shown = readable(table)["reward, over prompts"]
+    low, high = (float(end) for end in shown[row.name].strip("[]").split(", "))
+    assert (low, high) == pytest.approx((row["reward"] - 0.0392, row["reward"] + 0.0392), abs=6e-4)
+    assert "KL (nats), over prompts" in readable(table)
+    assert [name for name in compact(table) if "over prompts" in name] == ["reward, over prompts"]
+
+
+def test_exact_values_have_no_interval_over_prompts(testbed_sweep):
+    assert not [name for name in headline(load(testbed_sweep)) if name.endswith("_se")]
+
+
 def test_swept_settings_are_columns_and_never_averaged(tmp_path):
     for rounds in (1, 4):
         algorithm = {"name": "iterative_dpo", "rounds": rounds}
