@@ -40,7 +40,9 @@ def build(config: dict, checked: Checked) -> Parts:
     loaded = checked.model(task) if task else checked.model()
     device = _device(config["device"])
     policy = loaded.policy.to(device).eval()
+    _check_lengths(policy, data)
     if config["init"]:
+        _require_same_model(config, Path(config["init"]), "init", ("model", "testbed"))
         checkpoint.load_weights(policy, trained_weights(config["init"], "policy"))
     gold = choose(GOLD, str(data["gold"]), "data.gold")(task, loaded.tokenizer)
     reference = freeze(policy)
@@ -111,18 +113,32 @@ def _add_scalar_models(config: dict, checked: Checked, models: Models) -> None:
 
 def _load_reward_model(config: dict, models: Models, empty: ScalarHead) -> ScalarHead:
     path = Path(config["reward"]["path"])
-    trained_on = _decides_fit(yaml.safe_load((path / "config.yaml").read_text()))
-    for section, now in _decides_fit(config).items():
-        if trained_on[section] != now:
-            raise ConfigError(f"reward.path '{path}' was trained with another '{section}': {trained_on[section]}.")
+    _require_same_model(config, path, "reward.path", ("model", "testbed", "init"))
     checkpoint.load_weights(empty, trained_weights(path, "reward_model"))
     return empty.to(models.device)
 
 
-def _decides_fit(config: dict) -> dict:
-    """What a reward model must share with the policy it scores: all of the model but how it is trained."""
-    model = {key: value for key, value in config["model"].items() if key not in ("lr", "threads")}
-    return {"model": model, "testbed": config["testbed"], "init": config["init"]}
+def _require_same_model(config: dict, run: Path, key: str, sections: tuple[str, ...]) -> None:
+    """Weights of another run fit where these sections are equal, up to how the model is trained and computed."""
+    free = ("lr", "threads", "attn_implementation")
+    written = yaml.safe_load((run / "config.yaml").read_text())
+    for section in sections:
+        there, here = (
+            {k: v for k, v in c[section].items() if k not in free} if section == "model" else c[section]
+            for c in (written, config)
+        )
+        if there != here:
+            raise ConfigError(f"{key} '{run}' was trained with another '{section}': {there}; this run has {here}.")
+
+
+def _check_lengths(policy: nn.Module, data: dict) -> None:
+    """ConfigError where prompt and answer together would leave the positions that the model knows."""
+    known = getattr(policy.config, "max_position_embeddings", None)
+    asked = data["max_prompt_length"] + data["max_completion_length"]
+    if known is not None and asked > known:
+        raise ConfigError(
+            f"data.max_prompt_length + data.max_completion_length is {asked}, but the model knows {known} positions."
+        )
 
 
 def _device(name: str) -> torch.device:

@@ -60,6 +60,7 @@ def check(config: dict, overridden: tuple[str, ...] = ()) -> Checked:
     _refuse_unread(config, overridden)
     algorithm = dict(config["algorithm"])
     made = make_algorithm(algorithm.pop("kind"), algorithm, algorithm.pop("name"))
+    _refuse_second_beta(config)
     model = {key: value for key, value in config["model"].items() if key not in ("kind", "lr", "threads")}
     kind = config["model"]["kind"]
     builder = bind(choose(MODELS, kind, "model.kind"), model, f"model '{kind}'", int(kind in TESTBED_MODELS))
@@ -139,12 +140,16 @@ def _check_fit(kind: str, data: dict) -> None:
 def _budget(batch_size: int, offline: dict, sft: dict, reward_model: dict, iterative: dict, ppo: dict): ...
 
 
+BUDGET = dict.fromkeys(("offline", "sft", "reward_model"), ("epochs",))
+BUDGET |= dict.fromkeys(("iterative", "ppo"), ("rounds", "epochs", "prompts_per_round", "k"))
+BUDGET["iterative"] += ("pairing",)
+
+
 def _check_budget(budget: dict) -> None:
     """The budget is a table that conf/algorithm reads from; a misspelt entry would be read by nobody."""
     bind(_budget, budget, "budget")
-    for kind, entries in budget.items():
-        known = ("rounds", "epochs", "prompts_per_round", "k", "pairing")
-        for key in entries if isinstance(entries, dict) else ():
+    for kind, known in BUDGET.items():
+        for key in budget[kind]:
             if key not in known:
                 raise ConfigError(f"budget.{kind} does not use '{key}'.{did_you_mean(key, known)}")
 
@@ -152,16 +157,31 @@ def _check_budget(budget: dict) -> None:
 def _refuse_unread(config: dict, overridden: tuple[str, ...]) -> None:
     """A key set by hand that this run does not read is refused, not ignored."""
     name, kind = config["algorithm"].get("name"), config["model"].get("kind")
-    if "beta" in overridden and not _reads_beta(config["algorithm"]):
+    if "beta" in overridden and not reads_beta(config["algorithm"]):
         raise ConfigError(f"algorithm '{name}' does not use 'beta'.")
+    if "data.test_fraction" in overridden and config["data"].get("source") == "testbed":
+        raise ConfigError("data source 'testbed' does not use 'test_fraction': set data.test_pairs.")
     unread = [key for key in overridden if key.startswith("testbed.")]
     if unread and kind not in TESTBED_MODELS:
         raise ConfigError(f"model '{kind}' does not use '{unread[0]}': that is for model=tabular and model=tiny.")
 
 
-def _reads_beta(algorithm: dict) -> bool:
-    settings = algorithm | (algorithm.get("loss") or {})
-    return "beta" in settings or "tau" in settings
+def _refuse_second_beta(config: dict) -> None:
+    """The run's name, its regret and the report speak of the top-level beta: nothing may train at another."""
+    for key, value in _betas(config["algorithm"]).items():
+        if value != config["beta"]:
+            raise ConfigError(f"{key} is {value}, but beta is {config['beta']}: set beta={value} alone.")
+
+
+def reads_beta(algorithm: dict) -> bool:
+    """Whether the algorithm optimises an objective with a beta (IPO's tau takes its place)."""
+    return bool(_betas(algorithm))
+
+
+def _betas(algorithm: dict) -> dict[str, float]:
+    found = {"algorithm.beta": algorithm.get("beta")}
+    found |= {f"algorithm.loss.{name}": (algorithm.get("loss") or {}).get(name) for name in ("beta", "tau")}
+    return {key: value for key, value in found.items() if value is not None}
 
 
 def source_settings(data: dict) -> dict:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
+import sys
 import time
 import warnings
 from pathlib import Path
@@ -12,25 +11,19 @@ from pathlib import Path
 import torch
 import yaml
 
+from rlpref import checkpoint
 from rlpref.binding import ConfigError
 from rlpref.build import Parts, build
-from rlpref.check import check
+from rlpref.check import check, reads_beta
 from rlpref.evaluation.evaluator import Evaluator
 from rlpref.evaluation.exact import make_exact
 from rlpref.logging.card import environment, peak_memory_mb
-from rlpref.logging.folder import RunFolder, write_atomically, write_json
+from rlpref.logging.folder import RunFolder, config_hash, read_json, write_atomically, write_json
 from rlpref.logging.mirror import NoMirror, make_mirror
 from rlpref.report import run_figure
 from rlpref.trainer import Trainer
 
 ALL_THREADS = torch.get_num_threads()  # as torch chose it: jobs of one process may have set other numbers
-NOT_IDENTITY = ("logger",)  # sections that do not change what a run computes
-
-
-def config_hash(config: dict) -> str:
-    """Eight hex digits of what the run computes."""
-    kept = {key: value for key, value in config.items() if key not in NOT_IDENTITY}
-    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def run(config: dict, folder: Path, group: str | None = None, overridden: tuple[str, ...] = ()) -> dict:
@@ -52,7 +45,9 @@ def run(config: dict, folder: Path, group: str | None = None, overridden: tuple[
     if status and status["config_hash"] != identity and run_folder.checkpoints.exists():
         raise ConfigError(f"{folder} holds a run of another configuration; choose another folder or remove it.")
     if status.get("status") == "done" and status["config_hash"] == identity:
-        return json.loads((folder / "summary.json").read_text())
+        made_by = read_json(folder / "run.json").get("git_commit")
+        print(f"{folder}: done before (commit {made_by}); remove it to run it again", file=sys.stderr)
+        return read_json(folder / "summary.json")
     run_folder.set_status("running", identity)
     write_atomically(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))
     try:
@@ -71,7 +66,8 @@ def _train(config: dict, checked, folder: RunFolder, group: str) -> dict:
     torch.set_num_threads(config["threads"] or ALL_THREADS)
     torch.manual_seed(config["seed"])
     parts = build(config, checked)
-    exact = make_exact(parts.task, parts.models, config["beta"]) if parts.task else None
+    beta = config["beta"] if reads_beta(config["algorithm"]) else None
+    exact = make_exact(parts.task, parts.models, beta) if parts.task else None
     if exact:
         write_json(folder.path / "frontier.json", exact.frontier())
     times, sizes = checked.evaluation
@@ -79,6 +75,7 @@ def _train(config: dict, checked, folder: RunFolder, group: str) -> dict:
         parts.models, parts.data, exact, tuple(checked.algorithm.trains), **sizes, seed=config["seed"]
     )
     card = _card(config, parts)
+    _require_same_start(folder, card)
     write_json(folder.path / "run.json", card)
     mirror = make_mirror(
         **checked.logger,
@@ -113,6 +110,22 @@ def _train(config: dict, checked, folder: RunFolder, group: str) -> dict:
     finally:
         mirror.finish(failed)
     return summary
+
+
+def _require_same_start(folder: RunFolder, card: dict) -> None:
+    """A run goes on only from the reference and the data that its checkpoints were made with; files outside
+    the configuration (data, weights, code) may have changed meanwhile."""
+    if checkpoint.latest(folder.checkpoints)[0] is None:
+        return
+    before = read_json(folder.path / "run.json")
+    pairs = {"reference": (before["reference_hash"], card["reference_hash"])}
+    pairs["data"] = (before["data"]["rows_hash"], card["data"]["rows_hash"])
+    for name, (old, new) in pairs.items():
+        if old != new:
+            raise ConfigError(
+                f"{folder.path} cannot go on: its checkpoint was made with another {name} (hash {old}, now {new}). "
+                "Choose another folder or remove it."
+            )
 
 
 def _mirror_figure(folder: Path, mirror) -> None:

@@ -5,9 +5,7 @@ Heavy imports wait until a job starts, so that `--help`, tab completion and a mi
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
-import json
 import os
 import signal
 import sys
@@ -19,6 +17,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+
+from rlpref.logging.folder import config_hash, write_json
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 FAILED: list[str] = []  # jobs of this process that did not finish
@@ -32,9 +32,8 @@ def _config_path() -> str:
 
 def _run_name(*, _root_: DictConfig) -> str:
     """<algorithm>-beta<beta>-seed<seed>-<hash of the configuration>: short, unique, the same at every start."""
-    config = {key: _root_._get_node(key) for key in _root_ if key not in ("hydra", "logger")}
-    text = json.dumps(OmegaConf.to_container(OmegaConf.create(config), resolve=True), sort_keys=True, default=str)
-    digest = hashlib.sha256(text.encode()).hexdigest()[:6]
+    config = OmegaConf.create({key: _root_._get_node(key) for key in _root_ if key != "hydra"})
+    digest = config_hash(OmegaConf.to_container(config, resolve=True))
     return f"{_root_.algorithm.name}-beta{_root_.beta}-seed{_root_.seed}-{digest}"
 
 
@@ -75,8 +74,6 @@ class ReportCallback(Callback):
     """Writes sweep.json when a sweep starts and builds its report when it ends."""
 
     def on_multirun_start(self, config: DictConfig, **_) -> None:
-        from rlpref.logging.folder import write_json
-
         overrides = list(config.hydra.overrides.task)
         named = {override.split("=")[0] for override in overrides}
         grid = config.hydra.sweeper.params or {}  # of an experiment file; the command line wins over it
@@ -84,9 +81,14 @@ class ReportCallback(Callback):
         write_json(Path(config.hydra.sweep.dir) / "sweep.json", {"overrides": overrides})
 
     def on_multirun_end(self, config: DictConfig, **_) -> None:
-        from rlpref.report import build
+        folder = Path(config.hydra.sweep.dir)
+        try:
+            from rlpref.report import build
 
-        build([Path(config.hydra.sweep.dir)])
+            build([folder])
+        except Exception as error:  # Hydra would make a warning of it
+            FAILED.append(f"the report of {folder}: {type(error).__name__}: {error}")
+            traceback.print_exc()
 
 
 def _stop(signum, frame) -> None:

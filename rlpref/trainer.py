@@ -14,14 +14,16 @@ from torch import Tensor, nn
 from transformers import get_scheduler
 
 from rlpref import checkpoint
-from rlpref.algorithms.algorithm import Algorithm, Costs, Round
+from rlpref.algorithms.algorithm import Algorithm, Costs, Round, StartError
+from rlpref.binding import ConfigError
 from rlpref.data.preferences import PreferenceData
 from rlpref.evaluation.evaluator import Evaluator
 from rlpref.logging.folder import RunFolder
 from rlpref.logging.mirror import Mirror
-from rlpref.logging.progress import progress
 from rlpref.models.bundle import Models
+from rlpref.models.hashing import weights_hash
 from rlpref.models.reference import snapshot
+from rlpref.progress import progress
 from rlpref.types import Sequences, TensorBatch, from_nested, to_nested
 
 
@@ -34,6 +36,10 @@ class OptimizerSettings:
     warmup: float  # share of all steps
     weight_decay: float
     max_grad_norm: float
+
+    def __post_init__(self):
+        if self.warmup and self.schedule == "constant":
+            raise ConfigError("optimizer.schedule 'constant' does not use 'warmup': use constant_with_warmup.")
 
 
 @dataclass
@@ -57,6 +63,7 @@ class Progress:
     batch: int = 0  # minibatches done in this epoch
     costs: Costs = field(default_factory=Costs)
     seconds: float = 0.0
+    evaluating: float = 0.0  # seconds of these that the evaluator took
     metrics: dict[str, float] = field(default_factory=dict)  # of the round, not logged yet
 
 
@@ -105,16 +112,16 @@ class Trainer:
         """Trains to the end (from the last checkpoint where there is one) and returns the last evaluation."""
         self._resume()
         started = time.perf_counter() - self.at.seconds
-        if self.at.step == 0:
-            self._evaluate(started)
         due = {-(-i * self.total // self.evaluations) for i in range(1, self.evaluations + 1)}
-        with progress("training", self.total, self.at.step) as advance:
+        with progress("training", self.total, self.at.step) as self.show:
+            if self.at.step == 0:
+                self._evaluate(started)
             for batch in self._minibatches():
                 row = self._update(batch)
                 self.at.seconds = time.perf_counter() - started
                 if self.at.step % self.settings.log_every == 0 or self.at.step == self.total:
                     self._log(self._row() | row)
-                advance(f"loss {row['loss']:.4f}")
+                self.show(f"loss {row['loss']:.4f}", advance=1)
                 if self.at.step in due:
                     self._evaluate(started)
                 every = self.settings.checkpoint_every
@@ -137,14 +144,22 @@ class Trainer:
                         return
                     batch = self.experience[rows]
                     if at.step == 0:
-                        a.check_start(self.models, batch[: self.settings.micro_batch_size])
+                        self._check_start(batch[: self.settings.micro_batch_size])
                     at.step, at.batch = at.step + 1, at.batch + 1
                     at.costs.steps += 1
                     yield batch
                 at.epoch, at.batch = at.epoch + 1, 0
             at.round, at.epoch = at.round + 1, 0
 
+    def _check_start(self, batch: TensorBatch) -> None:
+        """Dropout is off in whatever trains or is compared with, and the algorithm starts where it should."""
+        for name, module in (self.trained | {"ref": self.models.ref.model}).items():
+            if any(part.training for part in module.modules()):
+                raise StartError(f"the {name} is in training mode: dropout would be on. Call .eval() on it.")
+        self.algorithm.check_start(self.models, batch)
+
     def _collect(self) -> None:
+        self.show("collecting")
         round = Round(self.at.round, self.generator, self.at.costs, self.experience)
         self.experience = self.algorithm.collect(self.models, self.data, round)
         self.at.metrics = round.metrics
@@ -176,15 +191,22 @@ class Trainer:
 
     def _row(self) -> dict:
         at = self.at
-        return {"step": at.step, "round": at.round, **at.costs.row(), "time/seconds": round(at.seconds, 3)}
+        return {"step": at.step, "round": at.round, **at.costs.row(), **self._times()}
+
+    def _times(self) -> dict[str, float]:
+        seconds, evaluating = self.at.seconds, self.at.evaluating
+        return {"time/seconds": round(seconds, 3), "time/training_seconds": round(seconds - evaluating, 3)}
 
     def _log(self, row: dict) -> None:
         self.folder.log(row)
         self.mirror.log(row)
 
     def _evaluate(self, started: float) -> None:
+        self.show("evaluating")
+        begun = time.perf_counter()
         metrics, texts = self.evaluator(self.at.step)
-        self.at.seconds = time.perf_counter() - started
+        now = time.perf_counter()
+        self.at.seconds, self.at.evaluating = now - started, self.at.evaluating + now - begun
         self.last_evaluation = self._row() | metrics
         self._log(self.last_evaluation)
         self.folder.log_samples(texts)
@@ -213,9 +235,10 @@ class Trainer:
         if path is None:
             self.folder.clear_logs()
             return
-        if (path / "ref.safetensors").exists():
+        if moved := (path / "ref.safetensors").exists():
             self.models.ref = snapshot(self.models.policy)
         state = checkpoint.load(path, self._modules())
+        self.models.ref.hash = weights_hash(self.models.ref.model) if moved else self.models.ref.hash
         self.at = Progress(**state["progress"] | {"costs": Costs(**state["progress"]["costs"])})
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])

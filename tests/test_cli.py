@@ -211,6 +211,16 @@ def test_a_missing_value_is_asked_for_by_name(command, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_report_that_cannot_be_built_is_a_failure(command, tmp_path, monkeypatch):
+    def broken(folders):
+        raise RuntimeError("no figure today")
+
+    monkeypatch.setattr("rlpref.report.build", broken)
+    code, _, said = command("-m", "seed=0", *SMALL, "logger.mode=disabled", f"hydra.sweep.dir={tmp_path}/sweep")
+    assert code == 1
+    assert "no figure today" in said
+
+
 def test_the_report_command_rebuilds_the_page(sweep):
     _, home, folder = sweep
     (folder / "report" / "index.html").unlink()

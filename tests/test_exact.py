@@ -81,3 +81,22 @@ def test_no_evaluation_lies_above_the_exact_frontier(finished, algorithm, task_s
     gaps = [row["exact/gap"] for row in rows(folder) if "exact/gap" in row]
     assert len(gaps) > 5
     assert min(gaps) >= -1e-3
+
+
+TINY = {  # budgets of a test; a transformer learns more slowly than a table
+    "dpo": ["data.pairs=4000", "algorithm.epochs=4", "algorithm.batch_size=128"],
+    "ppo": ["algorithm.rounds=40"],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("algorithm", TINY)
+def test_a_transformer_learns_by_the_same_files(algorithm, tmp_path):
+    """The tiny Llama, enumerated like the table: most of the regret goes, and nothing crosses the frontier."""
+    overrides = [f"algorithm={algorithm}", "model=tiny", "logger.mode=disabled", *TINY[algorithm]]
+    with initialize_config_module("rlpref.conf", version_base="1.3"):
+        composed = compose("train", overrides)
+    summary = run(OmegaConf.to_container(composed, resolve=True, throw_on_missing=True), tmp_path)
+    start = rows(tmp_path)[0]["exact/regret"]
+    assert summary["exact/regret"] < 0.3 * start
+    assert min(row["exact/gap"] for row in rows(tmp_path) if "exact/gap" in row) >= -1e-3

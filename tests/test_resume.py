@@ -11,6 +11,7 @@ import pytest
 import rlpref.run
 import runs
 from rlpref.binding import ConfigError
+from rlpref.logging.folder import read_json, write_json
 from rlpref.trainer import Trainer
 
 EVERY = "training.checkpoint_every=3"
@@ -105,6 +106,27 @@ def test_a_finished_run_is_not_run_again(uninterrupted, monkeypatch):
     summary = runs.run(folder, *runs.TESTBED, EVERY, *CASES["dpo"])
     assert summary["step"] == 9
     assert (folder / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_run_does_not_go_on_with_other_data_or_another_reference(tmp_path, monkeypatch):
+    """What lies outside the configuration may have changed since the checkpoint was made."""
+    settings = [*runs.TESTBED, EVERY, *CASES["dpo"]]
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 5)
+        with pytest.raises(KeyboardInterrupt):
+            runs.run(tmp_path, *settings)
+    card = read_json(tmp_path / "run.json")
+    for what, changed in (
+        ("data", card | {"data": card["data"] | {"rows_hash": "0"}}),
+        ("reference", card | {"reference_hash": "0"}),
+    ):
+        write_json(tmp_path / "run.json", changed)
+        with pytest.raises(ConfigError, match=f"made with another {what} "):
+            runs.run(tmp_path, *settings)
+        assert read_json(tmp_path / "run.json") == changed
+    write_json(tmp_path / "run.json", card)
+    runs.run(tmp_path, *settings)
+    assert runs.status(tmp_path)["status"] == "done"
 
 
 @pytest.mark.parametrize("change", ["seed=1", "optimizer.lr=0.01", "algorithm.loss.label_smoothing=0.1", "data.seed=3"])

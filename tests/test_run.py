@@ -11,6 +11,8 @@ import yaml
 
 import runs
 from rlpref import build
+from rlpref.algorithms.algorithm import StartError
+from rlpref.binding import ConfigError
 from rlpref.trainer import Trainer
 
 DETERMINISTIC = ("dpo", "iterative_dpo", "ppo")
@@ -204,6 +206,37 @@ def test_a_run_starts_from_the_policy_of_another(finished, tmp_path):
     runs.run(tmp_path, *runs.TESTBED, *runs.METHODS["dpo"], f"init={finished('sft')}")
     assert runs.metrics(tmp_path)[0]["exact/kl"] == pytest.approx(0, abs=1e-9)
     assert card(tmp_path)["reference_hash"] != card(finished("dpo"))["reference_hash"]
+
+
+@pytest.mark.parametrize("change", ["testbed.seed=1", "testbed.reward=order"])
+def test_a_policy_of_another_task_is_no_start(change, finished, tmp_path):
+    with pytest.raises(ConfigError, match=r"init .*another 'testbed'"):
+        runs.run(tmp_path, *runs.TESTBED, *runs.METHODS["dpo"], f"init={finished('sft')}", change)
+
+
+def test_training_with_dropout_on_is_refused(tmp_path, monkeypatch):
+    original = build.build
+
+    def in_training_mode(config, checked):
+        parts = original(config, checked)
+        parts.models.critic.train()
+        return parts
+
+    monkeypatch.setattr("rlpref.run.build", in_training_mode)
+    with pytest.raises(StartError, match="the critic is in training mode"):
+        runs.run(tmp_path, *runs.TESTBED, *runs.METHODS["ppo"])
+
+
+@pytest.mark.parametrize("method", ["sft", "reward_model"])
+def test_without_a_beta_there_is_no_regret(method, finished):
+    assert "exact/regret" not in runs.metrics(finished(method))[0]
+    assert "exact/gap" in runs.metrics(finished(method))[0]
+
+
+def test_time_without_evaluation_is_kept_apart(finished):
+    for row in runs.read_rows(finished("dpo") / "metrics.jsonl"):
+        assert 0 <= row["time/training_seconds"] <= row["time/seconds"]
+    assert row["time/training_seconds"] < row["time/seconds"]
 
 
 def test_a_folder_that_cannot_be_written_fails_before_any_model(tmp_path, monkeypatch):

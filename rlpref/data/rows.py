@@ -25,7 +25,7 @@ class Row:
     """One preference: `prompt` is text or chat turns, `chosen` and `rejected` are answers without the prompt.
 
     `*_finished` is False where the sampler's budget cut the answer: it gets no EOS in training. `group` keeps
-    rows that must not be parted by the split together; None becomes the hash of the prompt.
+    rows that must not be parted by the split together; None becomes the hash of the prompt's opening.
     """
 
     id: str
@@ -41,7 +41,13 @@ class Row:
 
     def __post_init__(self):
         if self.group is None:
-            self.group = hashlib.sha256(prompt_key(self.prompt).encode()).hexdigest()[:16]
+            self.group = hashlib.sha256(prompt_key(opening(self.prompt)).encode()).hexdigest()[:16]
+
+
+def opening(prompt: str | list[dict]) -> str | list[dict]:
+    """What tells one conversation from another: a text as it is, of chat turns the first that is the user's.
+    Preference data hold one conversation at several lengths, and a longer prompt contains the shorter one."""
+    return prompt if isinstance(prompt, str) else [turn for turn in prompt if turn["role"] == "user"][:1] or prompt
 
 
 def prompt_key(prompt: str | list[dict]) -> str:

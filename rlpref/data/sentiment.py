@@ -16,14 +16,13 @@ from importlib import resources
 from pathlib import Path
 
 import torch
-from rich.console import Console
-from rich.progress import track
 
 from rlpref.binding import ConfigError
 from rlpref.data.context import DataContext, RowSplit, split_by_group
 from rlpref.data.rows import Row, rows_hash
 from rlpref.data.tokenise import encode_prompts, eos_id
-from rlpref.models.hashing import base_hash
+from rlpref.models.reference import policy_hash
+from rlpref.progress import progress
 from rlpref.rewards.scorer import completion_ids, completion_texts
 from rlpref.rollout.sampler import sample
 from rlpref.types import cat
@@ -139,18 +138,20 @@ def _answers(context: DataContext, prompts: list[str], k: int) -> list[list[Answ
     generator = torch.Generator(device=context.device).manual_seed(context.seed)
     starts = range(0, len(encoded), PROMPTS_AT_ONCE)
     parts = []
-    for start in track(starts, "sampling answers to label", console=Console(stderr=True)):
-        part = sample(
-            context.model,
-            encoded[start : start + PROMPTS_AT_ONCE],
-            k=k,
-            max_new_tokens=context.max_completion_length,
-            temperature=context.temperature,
-            eos_token_id=eos,
-            generator=generator,
-        )
-        part.prompt += start
-        parts.append(part)
+    with progress("sampling answers to label", len(encoded)) as show:
+        for start in starts:
+            part = sample(
+                context.model,
+                encoded[start : start + PROMPTS_AT_ONCE],
+                k=k,
+                max_new_tokens=context.max_completion_length,
+                temperature=context.temperature,
+                eos_token_id=eos,
+                generator=generator,
+            )
+            part.prompt += start
+            parts.append(part)
+            show(advance=PROMPTS_AT_ONCE)
     samples = cat(parts)
     texts = completion_texts(context.tokenizer, samples.sequences)
     scores = context.gold(samples.sequences).tolist()
@@ -165,7 +166,7 @@ def _key(context: DataContext, prompts: list[str], k: int, pairs_per_prompt: int
     """Hash of all that decides the pairs."""
     parts = {
         "openings": prompts,
-        "weights": base_hash(context.model),
+        "weights": policy_hash(context.model),
         "vocabulary": sorted(context.tokenizer.get_vocab().items()),
         "k": k,
         "pairs_per_prompt": pairs_per_prompt,

@@ -6,6 +6,7 @@ import platform
 import resource
 import subprocess
 import sys
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -15,8 +16,9 @@ PACKAGES = ["torch", "transformers", "datasets", "hydra-core", "wandb", "peft", 
 
 
 def environment() -> dict:
-    """Versions, commit, device and threads."""
+    """When, versions, commit, device and threads."""
     return {
+        "started": datetime.now(UTC).isoformat(timespec="milliseconds"),
         "rlpref": _own_version(),
         "python": platform.python_version(),
         "packages": {name: version(name) for name in PACKAGES},

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
 from pathlib import Path
 from typing import Any
+
+NOT_IDENTITY = ("logger",)  # sections that do not change what a run computes
+
+
+def config_hash(config: dict) -> str:
+    """Eight hex digits of what the run of a resolved configuration computes."""
+    kept = {key: value for key, value in config.items() if key not in NOT_IDENTITY}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def write_atomically(path: Path, text: str) -> None:

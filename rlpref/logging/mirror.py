@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -53,13 +54,23 @@ class WandbMirror:
             self.run.define_metric(f"{kind}/reward", step_metric=f"{kind}/kl")
 
     def log(self, row: dict) -> None:
-        self.run.log(row)
+        self._attempt(lambda: self.run.log(row))
 
     def image(self, name: str, path: Path) -> None:
-        self.run.log({name: self.wandb.Image(str(path))})
+        self._attempt(lambda: self.run.log({name: self.wandb.Image(str(path))}))
 
     def finish(self, failed: bool) -> None:
-        self.run.finish(exit_code=int(failed))
+        self._attempt(lambda: self.run.finish(exit_code=int(failed)))
+
+    def _attempt(self, call: Callable[[], None]) -> None:
+        """wandb's process may die: the run goes on without it and says so once."""
+        if self.run is None:
+            return
+        try:
+            call()
+        except Exception as error:
+            warnings.warn(f"wandb failed ({error}); metrics.jsonl has everything.", stacklevel=3)
+            self.run = None
 
 
 def make_mirror(mode: Literal["offline", "online", "disabled"], project: str, folder: Path, **identity) -> Mirror:

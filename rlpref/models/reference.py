@@ -34,8 +34,13 @@ def freeze(policy: nn.Module) -> Reference:
     """The policy as it is now, before training: shared with a LoRA policy whose adapter is still zero, else a
     frozen deep copy."""
     if has_adapter(policy) and adapter_is_zero(policy):
-        return Reference(policy, adapter_off=True, hash=base_hash(policy))
+        return Reference(policy, adapter_off=True, hash=policy_hash(policy))
     return snapshot(policy)
+
+
+def policy_hash(policy: nn.Module) -> str:
+    """Equal for policies that compute the same: an adapter that is still zero does not count."""
+    return base_hash(policy) if has_adapter(policy) and adapter_is_zero(policy) else weights_hash(policy)
 
 
 def snapshot(policy: nn.Module) -> Reference:

@@ -158,16 +158,27 @@ def _repeated(flat: list[dict], keys: list[str]) -> bool:
 
 
 def _runs_frame(found: list, rows: list[dict], flat: list[dict], keys: list[str]) -> pd.DataFrame:
-    first: dict[tuple, str] = {}
+    places = [tuple(str(config.get(key)) for key in ("method", "beta", "seed", *keys)) for config in flat]
+    counted = _newest(places, found, rows)
     table = []
-    for (_, run), row, config in zip(found, rows, flat):
+    for (_, run), row, config, place in zip(found, rows, flat, places):
         entry = row | {key: config.get(key) for key in keys}
-        place = tuple(str(entry[key]) for key in ("method", "beta", "seed", *keys))
-        if entry["status"] == "done" and first.setdefault(place, row["run"]) != row["run"]:
-            entry |= {"status": "duplicate", "error": f"same settings as {first[place]}"}
+        if entry["status"] == "done" and counted[place] != row["run"]:
+            entry |= {"status": "duplicate", "error": f"same settings as {counted[place]}, which is newer"}
         metrics = {key: value for key, value in _last(run).items() if key not in entry}
         table.append(entry | {"config_hash": run.status.get("config_hash")} | metrics)
     return pd.DataFrame(table).astype({"seed": "Int64"})
+
+
+def _newest(places: list[tuple], found: list, rows: list[dict]) -> dict[tuple, str]:
+    """Settings -> the run that counts where several finished runs have them: a study that is made again in
+    the same folder replaces its older runs."""
+    done = [
+        (str(run.card.get("started")), place, row["run"])
+        for place, (_, run), row in zip(places, found, rows)
+        if row["status"] == "done"
+    ]
+    return {place: name for _, place, name in sorted(done, key=lambda item: item[0])}
 
 
 def _stack(identity: dict[str, dict], rows: dict[str, list[dict]]) -> pd.DataFrame:

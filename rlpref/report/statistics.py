@@ -28,6 +28,7 @@ COSTS = {
     "reward labels": "cost/labels",
     "tokens": "cost/tokens",
     "seconds": "time/seconds",
+    "seconds without evaluation": "time/training_seconds",
     "wall seconds": "wall_seconds",
 }
 

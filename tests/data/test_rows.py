@@ -136,6 +136,17 @@ def test_group_is_the_prompt_unless_given():
     assert Row("i", turns("user"), "a", "b").group == Row("j", turns("user"), "c", "d").group
 
 
+def test_a_conversation_and_its_continuation_are_one_group():
+    """Anthropic's pairs hold one dialogue at several lengths: apart, the longer would show the shorter's answer."""
+    first, other = {"role": "user", "content": "hello"}, {"role": "user", "content": "bye"}
+    said = {"role": "assistant", "content": "yes"}
+    system = {"role": "system", "content": "be kind"}
+    short, long = Row("i", [first], "a", "b"), Row("j", [first, said, other], "c", "d")
+    assert short.group == long.group
+    assert short.group == Row("k", [system, first], "e", "f").group
+    assert short.group != Row("l", [system, other], "e", "f").group
+
+
 def test_rows_hash_changes_with_every_field_and_with_the_order():
     row = Row("i", "p", "a", "b", 1.0, 0.0, "human", "g")
     changes = {

@@ -11,6 +11,7 @@ from rlpref.binding import ConfigError
 from rlpref.data.rows import Row, rows_hash
 from rlpref.data.sentiment import Answer, best_against_worst, load, openings, sentiment, store
 from rlpref.data.tokenise import pad_sequences
+from rlpref.models.lm import apply_lora
 from rlpref.types import Samples
 
 EOS, GREAT, BAD, DULL = 2, 6, 7, 8
@@ -158,3 +159,16 @@ def test_settings_that_cannot_work_are_refused(context, draws):
     context.gold.__class__ = type("Flat", (WordScorer,), {"__call__": lambda self, s: torch.zeros(len(s))})
     with pytest.raises(ConfigError, match="ties all answers"):
         sentiment(context, k=2, pairs_per_prompt=1)
+
+
+def test_a_trained_adapter_draws_its_own_pairs_and_a_fresh_one_those_of_its_base(context, draws, random_llama):
+    lora = {"r": 2, "alpha": 4, "dropout": 0.0, "target_modules": ["q_proj"]}
+    base = random_llama(dtype=torch.float32)
+    sentiment(replace(context, model=base), k=2, pairs_per_prompt=1)
+    adapted = apply_lora(random_llama(dtype=torch.float32), lora)
+    sentiment(replace(context, model=adapted), k=2, pairs_per_prompt=1)
+    assert len(draws) == 1
+    with torch.no_grad():
+        next(p for name, p in adapted.named_parameters() if ".lora_B." in name).add_(1.0)
+    sentiment(replace(context, model=adapted), k=2, pairs_per_prompt=1)
+    assert len(draws) == 2

@@ -1,16 +1,14 @@
-import os
 import time
 
 import pytest
 import torch
-from transformers import AutoTokenizer
 
 from rlpref.binding import ConfigError
 from rlpref.data.rows import Row
 from rlpref.data.tokenise import encode_completion, encode_pairs, encode_prompt, encode_prompts
+from rlpref.models.gguf import smollm2_135m
 
 BOS, EOS = 1, 2
-SMOLLM2 = os.environ.get("RLPREF_SMOLLM2")
 SHORT = "the film"  # ids 3, 4
 TURNS = [{"role": "user", "content": "the film"}, {"role": "assistant", "content": "was"}]
 QUESTION = [*TURNS, {"role": "user", "content": "very"}]
@@ -178,9 +176,12 @@ def test_forty_thousand_short_rows_take_seconds(words):
     assert len(pairs) == 40_000
 
 
-@pytest.mark.skipif(not SMOLLM2, reason="RLPREF_SMOLLM2 names no folder with the SmolLM2 tokenizer")
+@pytest.mark.slow
 def test_smollm2_golden_strings():
-    tokenizer = AutoTokenizer.from_pretrained(SMOLLM2)
+    try:
+        tokenizer = smollm2_135m("float32", "sdpa", None).tokenizer
+    except ConfigError as error:  # the package with the weights is not installed
+        pytest.skip(str(error))
     rows = [
         Row("chat", [{"role": "user", "content": "Hi"}], "Hello!", "No."),
         Row("text", "The film was", " great.", " bad.", rejected_finished=False),

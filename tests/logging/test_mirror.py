@@ -121,3 +121,28 @@ def test_a_wandb_that_cannot_start_does_not_stop_the_run(tmp_path, monkeypatch):
     with pytest.warns(UserWarning, match="could not go online"):
         assert isinstance(make_mirror("online", "rlpref", **identity(tmp_path)), NoMirror)
     assert modes == ["offline", "online", "offline"]
+
+
+def test_a_wandb_that_dies_on_the_way_does_not_stop_the_run(tmp_path, monkeypatch):
+    import wandb
+
+    class Dying:
+        calls = 0
+
+        def define_metric(self, *_, **__):
+            pass
+
+        def log(self, row):
+            self.calls += 1
+            if self.calls == 2:
+                raise BrokenPipeError("wandb-core is gone")
+
+    run = Dying()
+    monkeypatch.setattr(wandb, "init", lambda **_: run)
+    mirror = make_mirror("offline", "rlpref", **identity(tmp_path))
+    mirror.log({"loss": 1.0})
+    with pytest.warns(UserWarning, match="wandb-core is gone.*metrics.jsonl has everything"):
+        mirror.log({"loss": 0.9})
+    mirror.log({"loss": 0.8})
+    mirror.finish(failed=False)
+    assert run.calls == 2

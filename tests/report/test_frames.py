@@ -50,12 +50,14 @@ def test_several_sweeps_of_one_grid_stay_apart(tmp_path):
     assert (sweep.keys, set(sweep.runs["status"])) == (["sweep"], {"done"})
 
 
-def test_the_same_settings_twice_count_once(tmp_path):
-    for name in ("a", "b"):
-        write_run(tmp_path / name, "dpo", 0.1, 0)
+def test_of_the_same_settings_twice_the_newest_counts(tmp_path):
+    for name, day in (("a", 2), ("b", 3), ("c", 1)):
+        folder = write_run(tmp_path / name, "dpo", 0.1, 0)
+        card = json.loads((folder / "run.json").read_text()) | {"started": f"2026-01-0{day}T00:00:00+00:00"}
+        (folder / "run.json").write_text(json.dumps(card))
     runs = load(tmp_path).runs
-    assert runs["status"].tolist() == ["done", "duplicate"]
-    assert runs["error"][1] == "same settings as a"
+    assert runs["status"].tolist() == ["duplicate", "done", "duplicate"]
+    assert runs["error"][0] == "same settings as b, which is newer"
 
 
 def test_a_run_that_ends_in_nan_says_so(tmp_path):

@@ -24,7 +24,7 @@ class _Rate(ProgressColumn):
 
 @contextmanager
 def progress(description: str, total: int, done: int = 0) -> Iterator:
-    """Yields `advance(note="")`, to be called once per step."""
+    """Yields `show(note, advance=0)`: what is being done, and how many steps more are done."""
     columns = [
         TextColumn("{task.description}"),
         BarColumn(),
@@ -35,4 +35,4 @@ def progress(description: str, total: int, done: int = 0) -> Iterator:
     ]
     with Progress(*columns, console=Console(stderr=True), transient=False, refresh_per_second=4) as bar:
         task = bar.add_task(description, total=total, completed=done, note="")
-        yield lambda note="": bar.update(task, advance=1, note=note)
+        yield lambda note="", advance=0: bar.update(task, advance=advance, note=note)

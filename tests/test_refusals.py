@@ -1,0 +1,106 @@
+"""A setting that nothing would use, or that contradicts another, is refused by name before a model loads."""
+
+import functools
+
+import pytest
+from hydra.errors import HydraException
+
+import runs
+from rlpref import check
+from rlpref.binding import ConfigError
+
+REFUSED = [  # overrides, what the message says
+    (["+foo=1"], "'foo'"),
+    (["+sed=1"], "'sed'.*Did you mean 'seed'"),
+    (["+algorithm.foo=1"], "algorithm 'dpo' does not use 'foo'"),
+    (["+algorithm.epoch=1"], "Did you mean 'epochs'"),
+    (["+algorithm.loss.bta=1"], "'bta'.*Did you mean 'beta'"),
+    (["algorithm=ipo", "+algorithm.loss.beta=1"], "loss 'ipo' does not use 'beta'"),
+    (["algorithm=ppo", "+algorithm.loss.beta=1"], "algorithm 'ppo' does not use 'loss'"),
+    (["+model.x=1"], "model 'tabular' does not use 'x'"),
+    (["+model.dtype=float32"], "model 'tabular' does not use 'dtype'"),
+    (["+data.pair=1"], "'pair'.*Did you mean 'pairs'"),
+    (["+data.path=x"], "data source 'testbed' does not use 'path'"),
+    (["+reward.x=1"], "reward.*'x'"),
+    (["+evaluation.kk=1"], "evaluation does not use 'kk'"),
+    (["+optimizer.warmupp=1"], "Did you mean 'warmup'"),
+    (["+training.log_evry=1"], "Did you mean 'log_every'"),
+    (["+logger.entity=a"], "logger does not use 'entity'"),
+    (["+testbed.vocabulary=3"], "'vocabulary'.*Did you mean 'vocab'"),
+    (["algorithm=sft", "beta=0.2"], "algorithm 'sft' does not use 'beta'"),
+    (["algorithm=reward_model", "beta=0.2"], "algorithm 'reward_model' does not use 'beta'"),
+    (
+        ["model=hf", "model.name=x", "data=sentiment", "testbed.vocab=3"],
+        "model 'hf' does not use 'testbed.vocab'",
+    ),
+    (["model=hf", "model.name=x", "data=sentiment", "+model.lora.rank=3"], "model.lora does not use 'rank'"),
+    (["model=hf", "model.name=x", "data=sentiment", "model.dtype=bfloat16"], "model.dtype"),
+    (["model=hf", "model.name=x"], "model 'hf' cannot use data 'testbed'"),
+    (["data=sentiment"], "model 'tabular' cannot use data 'sentiment'"),
+    (["algorithm=ppo", "algorithm.eos_penalty=1"], "eos_rule 'none' does not use 'eos_penalty'"),
+    (["algorithm=ppo", "algorithm.eos_rule=replace"], "needs an 'eos_penalty'"),
+    (["algorithm=ppo", "algorithm.eos_rule=cut"], "'eos_rule' cannot be 'cut'"),
+    (["algorithm=ppo", "reward=none"], "algorithm 'ppo'.*no reward"),
+    (["algorithm=iterative_dpo", "reward=none"], "algorithm 'iterative_dpo'.*no reward"),
+    (["algorithm=ppo", "data.gold=null"], "algorithm 'ppo'.*no reward"),
+    (["algorithm=ppo", "reward=learned", "reward.path=/nowhere"], "reward.path: '/nowhere'"),
+    (["init=/nowhere"], "init: '/nowhere'"),
+    (["algorithm.epochs=many"], "'epochs' cannot be 'many'; it takes a whole number"),
+    (["algorithm.loss.label_smoothing=a"], "'label_smoothing' cannot be 'a'; it takes a number"),
+    (["beta=big"], "'beta' cannot be 'big'"),
+    (["seed=first"], "'seed' cannot be 'first'"),
+    (["seed=1.5"], "'seed' cannot be 1.5"),
+    (["temperature=0"], "temperature must be above 0"),
+    (["threads=0"], "threads must be above 0"),
+    (["device=gpu"], "'device' cannot be 'gpu'; it takes one of 'auto', 'cpu', 'cuda'"),
+    (["testbed.vocab=four"], "'vocab' cannot be 'four'"),
+    (["data.pairs=all"], "'pairs' cannot be 'all'"),
+    (["data.seed=x"], "'seed' cannot be 'x'"),
+    (["evaluation.k=0"], "evaluation.k must be at least 1"),
+    (["algorithm.batch_size=0"], "algorithm.batch_size must be at least 1"),
+    (["training.checkpoint_every=often"], "'checkpoint_every' cannot be 'often'"),
+    (["optimizer.schedule=linar"], "'schedule' cannot be 'linar'"),
+    (["logger.mode=off"], "'mode' cannot be 'off'; it takes one of 'offline', 'online', 'disabled'"),
+    (["model.kind=tabla"], "Did you mean 'tabular'"),
+    (["algorithm.kind=ofline"], "Did you mean 'offline'"),
+    (["algorithm.loss.name=dpoo"], "Did you mean 'dpo'"),
+    (["data.gold=vadr"], "Did you mean 'vader'"),
+    (["algorithm.loss.beta=1"], "algorithm.loss.beta is 1, but beta is 0.5: set beta=1 alone"),
+    (["algorithm=ipo", "algorithm.loss.tau=0.2"], "algorithm.loss.tau is 0.2, but beta is 0.5"),
+    (["algorithm=ppo", "algorithm.beta=2"], "algorithm.beta is 2"),
+    (["optimizer.schedule=constant", "optimizer.warmup=0.1"], "'constant' does not use 'warmup'"),
+    (["data.test_fraction=0.5"], "data source 'testbed' does not use 'test_fraction'"),
+    (["+budget.offline.k=3"], "budget.offline does not use 'k'"),
+    (["+budget.ppo.pairing=best_worst"], "budget.ppo does not use 'pairing'"),
+]
+
+
+@pytest.fixture
+def no_model(monkeypatch):
+    """Any attempt to load a model fails the test."""
+    for kind, builder in check.MODELS.items():
+
+        @functools.wraps(builder)
+        def refuse(*_, **__):
+            raise AssertionError("a model was loaded")
+
+        monkeypatch.setitem(check.MODELS, kind, refuse)
+
+
+@pytest.mark.parametrize(("overrides", "message"), REFUSED, ids=[" ".join(overrides) for overrides, _ in REFUSED])
+def test_a_setting_that_cannot_be_used_is_refused_before_a_model_loads(overrides, message, no_model, tmp_path):
+    with pytest.raises(ConfigError, match=message):
+        runs.run(tmp_path / "run", "logger.mode=disabled", *overrides)
+    assert runs.status(tmp_path / "run")["status"] == "failed"
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_the_fixture_that_forbids_models_works(no_model, tmp_path):
+    with pytest.raises(AssertionError, match="a model was loaded"):
+        runs.run(tmp_path / "run", *runs.TESTBED)
+
+
+@pytest.mark.parametrize("override", ["algorithm.loss.bta=1", "sed=1", "modle=tabular", "model=tabla"])
+def test_hydra_refuses_a_misspelt_key_by_name(override):
+    with pytest.raises(HydraException, match=override.split("=")[1 if override.startswith("model=") else 0]):
+        runs.compose(override)
