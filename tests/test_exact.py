@@ -83,8 +83,8 @@ def test_no_evaluation_lies_above_the_exact_frontier(finished, algorithm, task_s
     assert min(gaps) >= -1e-3
 
 
-TINY = {  # budgets of a test; a transformer learns more slowly than a table
-    "dpo": ["data.pairs=4000", "algorithm.epochs=4", "algorithm.batch_size=128"],
+TINY = {  # budgets of a test
+    "dpo": ["data.pairs=20000", "algorithm.epochs=4"],
     "ppo": ["algorithm.rounds=40"],
 }
 

@@ -62,7 +62,8 @@ def _print(sweep: Sweep, page: Path) -> None:
     from rlpref.report.tables import compact, text
 
     # Markup is off for all that comes from the runs: an error message may hold square brackets.
-    console = Console(markup=False, highlight=False)
+    # A file has no width: there a table is never folded.
+    console = Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else 200)
     table = headline(sweep)
     grid = Table(box=None, header_style="bold", pad_edge=False)
     for name in (short := compact(table)):

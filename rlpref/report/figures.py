@@ -104,7 +104,7 @@ def _frontier_panel(axis: Axes, sweep: Sweep, history: pd.DataFrame, look: Look)
     axis.plot(*history.groupby("run")[["kl", "reward"]].first().mean(), "k*", ms=10, zorder=5)
     lines = _frontier_lines(sweep, history)
     optima = _optima(lines, look.betas)
-    _limits(axis, history, optima)
+    _limits(axis, history, ends, optima)
     for line in lines:
         axis.plot(line["kl"], line["reward"], color="black", lw=1.4, zorder=2)
     _draw_optima(axis, optima)
@@ -117,14 +117,16 @@ def _end_point(axis: Axes, cell: pd.DataFrame, colour: str, shape: dict) -> None
     axis.plot(kl.mean, reward.mean, ms=8.5, **shape)
 
 
-def _limits(axis: Axes, history: pd.DataFrame, optima: pd.DataFrame) -> None:
-    """By the runs and the optima near them: neither the frontier's length nor a wide interval may press
-    the runs together."""
+def _limits(axis: Axes, history: pd.DataFrame, ends: pd.DataFrame, optima: pd.DataFrame) -> None:
+    """By the runs, their errors over prompts and the optima near them: neither the frontier's length nor a
+    wide interval over seeds may press the runs together."""
     near = optima[optima["kl"] <= 1.25 * history["kl"].max()]
-    points = pd.concat([history[["kl", "reward"]], near[["kl", "reward"]]])
+    names = ["kl", "reward"]
+    errors = 1.96 * ends[["kl_se", "reward_se"]].set_axis(names, axis=1).fillna(0.0)
+    points = pd.concat([history[names], near[names], ends[names] - errors, ends[names] + errors])
     low, high = points.min(), points.max()
     width, height = (high - low).clip(lower=1e-6)
-    axis.set_xlim(min(low["kl"], 0) - 0.04 * width, high["kl"] + 0.06 * width)
+    axis.set_xlim(min(history["kl"].min(), 0) - 0.04 * width, high["kl"] + 0.06 * width)
     axis.set_ylim(low["reward"] - 0.06 * height, high["reward"] + 0.1 * height)
 
 
