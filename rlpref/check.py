@@ -133,7 +133,7 @@ def _check_values(config: dict) -> None:
 
 def _check_testbed(config: dict) -> None:
     """Options are bound to the reward, the preferences and the distribution of pairs that would use them."""
-    reward_family(config["testbed"]["reward"], config["testbed"]["options"])
+    reward_family(config["testbed"]["reward"], config["testbed"].get("options"))
     data = config["data"]
     if data["source"] == "testbed":
         preference_model(data["preference"], data["preference_options"])

@@ -20,10 +20,10 @@ def testbed(
     context: DataContext,
     pairs: int,
     test_pairs: int,
-    preference: str = "bradley_terry",
-    preference_options: Mapping[str, Any] | None = None,
-    pairs_from: str = "reference",
-    pairs_from_options: Mapping[str, Any] | None = None,
+    preference: str,
+    preference_options: Mapping[str, Any] | None,
+    pairs_from: str,
+    pairs_from_options: Mapping[str, Any] | None,
 ) -> RowSplit:
     """`pairs` pairs to learn from and `test_pairs` held-out ones, drawn with `data.seed`.
 
