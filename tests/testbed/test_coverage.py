@@ -111,7 +111,7 @@ def test_drawn_answers_have_the_frequencies_of_their_distribution(task, name):
 
 def two_answers(ps):
     """[prompts, 1, 2] log-probs of the answers "" and "a"."""
-    return torch.tensor([[[p, 1 - p]] for p in ps]).double().log()
+    return torch.tensor([[[p, 1 - p]] for p in ps], dtype=torch.float64).log()
 
 
 def test_coverage_by_hand_on_two_answers():

@@ -9,7 +9,7 @@ import torch
 from rlpref.binding import ConfigError
 from rlpref.testbed import preferences as p
 from rlpref.testbed.rewards import ngram, standardised
-from rlpref.testbed.task import answer_lengths, make_testbed
+from rlpref.testbed.task import answer_lengths
 
 OPTIONS = {
     "flips": {"epsilon": 0.2},
@@ -61,7 +61,7 @@ def flip(dr):
 
 FORMULAS = {  # of the model's options: P as a function of dr
     "bradley_terry": ({"temperature": 2.0}, lambda dr: sigma(dr / 2)),
-    "deterministic": ({}, lambda dr: (dr > 0) + 0.5 * (dr == 0)),
+    "deterministic": ({}, lambda dr: (dr > 1e-9) + 0.5 * (abs(dr) < 1e-9)),
     "thurstone": ({"temperature": 0.5}, lambda dr: NormalDist(sigma=0.5).cdf(dr)),
     "flips": ({"epsilon": 0.1, "temperature": 2.0}, lambda dr: 0.9 * sigma(dr / 2) + 0.1 * sigma(-dr / 2)),
     "instance_flips": ({"temperature": 2.0, "flip_temperature": 0.7}, flip),
@@ -75,7 +75,7 @@ def test_a_model_of_the_reward_difference_is_its_formula(task, name):
     options, formula = FORMULAS[name]
     found = matrix(task, name, **options)
     by_hand = [formula(dr) for dr in margins(task).flatten().tolist()]
-    torch.testing.assert_close(found.flatten(), torch.tensor(by_hand).double(), atol=1e-9, rtol=0)
+    torch.testing.assert_close(found.flatten(), torch.tensor(by_hand, dtype=torch.float64), atol=1e-9, rtol=0)
 
 
 def test_models_agree_in_their_limits(task):
@@ -114,9 +114,8 @@ def test_deterministic_labels_with_instance_flips_are_bradley_terry(task):
     torch.testing.assert_close(sure * (1 - f) + (1 - sure) * f, matrix(task, "bradley_terry"))
 
 
-def test_equal_rewards_are_ties_whatever_their_rounding():
-    """Answers of the same tokens in another order are worth the same under parity."""
-    task = make_testbed(4, 3, 2, seed=0, reward="parity")
+def test_equal_rewards_are_ties_whatever_their_rounding(task):
+    """Answers of the same tokens in another order can be worth the same but for the last bit."""
     dr, found = margins(task), matrix(task, "deterministic")
     rounded = (dr != 0) & (dr.abs() < 1e-12)
     assert rounded.any()
