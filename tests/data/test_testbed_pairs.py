@@ -50,7 +50,7 @@ def test_the_default_data_are_those_of_the_first_version(rows):
 @pytest.mark.parametrize("name", PREFERENCES)
 def test_labels_have_the_frequencies_of_their_model(task, rows, name):
     options = PREFERENCE_OPTIONS.get(name, {})
-    split = rows(task, 20_000, 10, preference=name, preference_options=options).rows
+    split = rows(task, 6_000, 10, preference=name, preference_options=options).rows
     assert {row.annotator for row in split.train} == {name.replace("_", "-")}
     place = {text: at for at, text in enumerate(answer_texts(task)) if task.ends.flatten()[at]}
     decided = [row for row in split.train if row.chosen != row.rejected]
