@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -60,6 +60,10 @@ def _fits(value: Any, hint: Any) -> bool:
         return value in get_args(hint)
     if get_origin(hint) in (Union, UnionType):
         return any(_fits(value, part) for part in get_args(hint))
+    if get_origin(hint) is Sequence:
+        return isinstance(value, list | tuple) and all(_fits(entry, get_args(hint)[0]) for entry in value)
+    if get_origin(hint) is Mapping:
+        return isinstance(value, Mapping)
     if hint is NoneType:
         return value is None
     if hint is float:
@@ -76,5 +80,9 @@ def _describe(hint: Any) -> str:
         return "one of " + ", ".join(map(repr, get_args(hint)))
     if get_origin(hint) in (Union, UnionType):
         return " or ".join(_describe(part) for part in get_args(hint))
+    if get_origin(hint) is Sequence:
+        return f"a list whose every entry is {_describe(get_args(hint)[0])}"
+    if get_origin(hint) is Mapping:
+        return "a mapping of names to values"
     words = {float: "a number", int: "a whole number", bool: "true or false", str: "text", NoneType: "null"}
     return words[hint]

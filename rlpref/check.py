@@ -15,7 +15,10 @@ from rlpref.models.gguf import smollm2_135m
 from rlpref.models.llama2c import stories260k
 from rlpref.models.lm import check_precision, hf
 from rlpref.rewards.gold import VaderScorer
+from rlpref.testbed.coverage import pair_distribution
 from rlpref.testbed.models import TESTBED_MODELS
+from rlpref.testbed.preferences import preference_model
+from rlpref.testbed.rewards import reward_family
 from rlpref.testbed.task import TestbedScorer, make_testbed
 from rlpref.trainer import OptimizerSettings, TrainingSettings
 
@@ -72,6 +75,7 @@ def check(config: dict, overridden: tuple[str, ...] = ()) -> Checked:
     bind(source, source_settings(data), f"data source '{data['source']}'", 1)
     choose(GOLD, str(data["gold"]), "data.gold")
     _check_fit(kind, data)
+    _check_testbed(config)
     _check_reward(config, made)
     _check_budget(config["budget"])
     evaluation = dict(bind(_evaluation, config["evaluation"], "evaluation").keywords)
@@ -125,6 +129,15 @@ def _check_values(config: dict) -> None:
             raise ConfigError(f"{key} must be above 0, not {config[key]}.")
     if config["init"]:
         trained_weights(config["init"], "policy")
+
+
+def _check_testbed(config: dict) -> None:
+    """Options are bound to the reward, the preferences and the distribution of pairs that would use them."""
+    reward_family(config["testbed"]["reward"], config["testbed"].get("options"))
+    data = config["data"]
+    if data["source"] == "testbed":
+        preference_model(data["preference"], data["preference_options"])
+        pair_distribution(data["pairs_from"], data["pairs_from_options"])
 
 
 def _check_fit(kind: str, data: dict) -> None:

@@ -16,7 +16,7 @@ from rlpref.binding import ConfigError
 from rlpref.build import Parts, build
 from rlpref.check import check, reads_beta
 from rlpref.evaluation.evaluator import Evaluator
-from rlpref.evaluation.exact import make_exact
+from rlpref.evaluation.exact import ExactEvaluator, make_exact
 from rlpref.logging.card import environment, peak_memory_mb
 from rlpref.logging.folder import RunFolder, config_hash, read_json, write_atomically, write_json
 from rlpref.logging.mirror import NoMirror, make_mirror
@@ -74,7 +74,7 @@ def _train(config: dict, checked, folder: RunFolder, group: str) -> dict:
     evaluator = Evaluator(
         parts.models, parts.data, exact, tuple(checked.algorithm.trains), **sizes, seed=config["seed"]
     )
-    card = _card(config, parts)
+    card = _card(config, parts, exact)
     _require_same_start(folder, card)
     write_json(folder.path / "run.json", card)
     mirror = make_mirror(
@@ -139,8 +139,12 @@ def _mirror_figure(folder: Path, mirror) -> None:
         warnings.warn(f"no figure for wandb: {error}", stacklevel=2)
 
 
-def _card(config: dict, parts: Parts) -> dict:
+def _card(config: dict, parts: Parts, exact: ExactEvaluator | None) -> dict:
     """Everything that tells this run from another: versions, seeds, hashes, and every switch by name."""
+    data = parts.data.card
+    if exact and exact.beta is not None:  # without a beta there is no optimum to cover
+        chosen = config["data"]["pairs_from"], config["data"]["pairs_from_options"]
+        data = data | {"coverage": {"beta": exact.beta} | exact.coverage(*chosen)}
     return {
         **environment(),
         "config_hash": config_hash(config),
@@ -148,7 +152,7 @@ def _card(config: dict, parts: Parts) -> dict:
         "data_seed": config["data"]["seed"],
         "model": parts.model_card,
         "reference_hash": parts.models.initial.hash,
-        "data": parts.data.card,
+        "data": data,
         "reward": getattr(parts.models.reward, "name", None),
         "gold": getattr(parts.models.gold, "name", None),
         "algorithm": config["algorithm"],

@@ -67,15 +67,17 @@ def testbed_models():
 
 @pytest.fixture
 def testbed_data():
-    """Bradley-Terry pairs of a task's reference."""
+    """Pairs of a task, by default Bradley-Terry pairs of its reference."""
+    usual = {"preference": "bradley_terry", "preference_options": {}}
+    usual |= {"pairs_from": "reference", "pairs_from_options": {}}
 
-    def build(task, models, pairs=64, test_pairs=64):
+    def build(task, models, pairs=64, test_pairs=64, seed=0, **settings):
         context = DataContext(
             tokenizer=models.tokenizer,
             model=models.policy,
             task=task,
             gold=models.gold,
-            seed=0,
+            seed=seed,
             test_fraction=0.5,
             max_prompt_length=1,
             max_completion_length=task.tree.horizon,
@@ -83,7 +85,8 @@ def testbed_data():
             device="cpu",
             cache=Path(),
         )
-        return make_data({"pairs": pairs, "test_pairs": test_pairs}, context, "testbed")
+        sizes = {"pairs": pairs, "test_pairs": test_pairs}
+        return make_data(sizes | usual | settings, context, "testbed")
 
     return build
 

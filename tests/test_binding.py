@@ -1,3 +1,4 @@
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -42,6 +43,29 @@ def test_a_setting_that_cannot_work_is_refused_by_name(settings, message):
 def test_a_whole_number_is_a_number_and_null_fits_where_it_is_offered():
     assert bind(method, GOOD | {"rate": 1, "limit": None}, "method", 1)(0)[1] == 1
     assert bind(method, GOOD | {"limit": 4}, "method", 1)(0)[5] == 4
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"weights": [0.5, 1]}, None),
+        ({"weights": (1,), "options": {}}, None),
+        ({"weights": 0.5}, "'weights' cannot be 0.5; it takes a list whose every entry is a number"),
+        ({"weights": [0.5, "a"]}, "'weights' cannot be [0.5, 'a']"),
+        ({"weights": "ab"}, "'weights' cannot be 'ab'"),
+        ({"weights": [], "options": [1]}, "'options' cannot be [1]; it takes a mapping of names to values or null"),
+    ],
+)
+def test_lists_are_checked_by_their_entries_and_mappings_as_such(settings, message):
+    def mixture(weights: Sequence[float], options: Mapping[str, float] | None = None):
+        return weights
+
+    if message is None:
+        assert bind(mixture, settings, "mixture")() == settings["weights"]
+        return
+    with pytest.raises(ConfigError) as refusal:
+        bind(mixture, settings, "mixture")
+    assert message in str(refusal.value)
 
 
 def test_dataclasses_bind_by_their_fields():

@@ -43,6 +43,11 @@ CASES = {
     "sft without reward": [*runs.TESTBED, *M["sft"], "reward=none"],
     "tiny dpo": [*runs.TESTBED, *M["dpo"], "model=tiny", "model.pretrain_steps=3"],
     "tiny ppo": [*runs.TESTBED, *M["ppo"], "model=tiny", "model.pretrain_steps=3"],
+    "dpo on another task": [
+        *[*runs.TESTBED, *M["dpo"], "testbed.reward=forbidden", "+testbed.options.factor=[2,1]"],
+        *["data.pairs_from=holes", "+data.pairs_from_options.factor=[1]"],
+        *["data.preference=ties", "+data.preference_options.band=0.2", "+data.preference_options.rule=drop"],
+    ],
     "ppo on a learned reward": [*runs.TESTBED, *M["ppo"], "reward=learned", "reward.path={reward_model}"],
     "iterative on a learned reward": [
         *[*runs.TESTBED, *M["iterative_dpo"]],

@@ -134,6 +134,9 @@ def test_the_card_tells_the_run_from_another(finished):
     assert written["peak_memory_mb"] > 0
     assert card(finished("dpo"))["reference_hash"] == written["reference_hash"]
     assert card(finished("dpo"))["config_hash"] != written["config_hash"]
+    assert written["data"]["coverage"].keys() == {"beta", "c_inf", "c_2", "outside"}
+    assert written["data"]["coverage"]["beta"] == 0.5
+    assert "coverage" not in card(finished("sft"))["data"]
 
 
 def test_costs_count_what_was_spent(finished):

@@ -1,48 +1,75 @@
-"""Bradley-Terry pairs of the testbed: two answers of the reference, labelled by the gold reward."""
+"""Pairs of the testbed: two answers from a chosen distribution, labelled by a chosen model of preferences."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
-from torch import Tensor
 
 from rlpref.binding import ConfigError
 from rlpref.data.context import DataContext, RowSplit
 from rlpref.data.rows import Row
-from rlpref.testbed.exact import answer_logps
+from rlpref.testbed.coverage import NearPairs, draw_pairs, pair_distribution
+from rlpref.testbed.preferences import Preference, preference_model
 from rlpref.testbed.task import Testbed, conditionals
 from rlpref.testbed.tokenizer import answer_words, prompt_word
 
 
-def testbed(context: DataContext, pairs: int, test_pairs: int) -> RowSplit:
+def testbed(
+    context: DataContext,
+    pairs: int,
+    test_pairs: int,
+    preference: str,
+    preference_options: Mapping[str, Any] | None,
+    pairs_from: str,
+    pairs_from_options: Mapping[str, Any] | None,
+) -> RowSplit:
     """`pairs` pairs to learn from and `test_pairs` held-out ones, drawn with `data.seed`.
 
-    The testbed has few prompts, so both parts contain all of them: held out are the pairs, not the prompts.
+    `pairs_from` names the distribution of the answers (rlpref.testbed.coverage), made from the run's reference, and
+    `preference` the model that labels them (rlpref.testbed.preferences). Pairs that the model leaves undecided
+    are drawn, dropped and counted as skipped. The testbed has few prompts, so both parts contain all of them: held
+    out are the pairs, not the prompts. Raises ConfigError for options that the two do not use.
     """
-    if context.task is None:
+    task = context.task
+    if task is None:
         raise ConfigError("data 'testbed' needs a testbed model: set model=tabular or model=tiny.")
     with torch.no_grad():
-        ref = conditionals(context.task, context.model, context.temperature).cpu()
+        ref = conditionals(task, context.model, context.temperature).cpu()
+    source = pair_distribution(pairs_from, pairs_from_options)(task, ref)
+    judged = preference_model(preference, preference_options)(task)
     generator = torch.Generator().manual_seed(context.seed)
-    rows = _rows(context.task, answer_logps(context.task, ref).flatten(1).exp(), pairs + test_pairs, generator)
-    return RowSplit(train=rows[:pairs], test=rows[pairs:], skipped=0)
+    rows = _rows(task, source, judged, preference.replace("_", "-"), pairs + test_pairs, generator)
+    train, test = ([row for row in part if row is not None] for part in (rows[:pairs], rows[pairs:]))
+    if not train or not test:
+        raise ConfigError(f"data.preference '{preference}' leaves no pair decided; use another option or more pairs.")
+    return RowSplit(train, test, skipped=len(rows) - len(train) - len(test))
 
 
 testbed.__test__ = False
 
 
-def _rows(task: Testbed, mass: Tensor, n: int, generator: torch.Generator) -> list[Row]:
-    tree = task.tree
-    prompt = torch.randint(tree.prompts, (n,), generator=generator)
-    # Inverse CDF on pre-drawn uniforms: multinomial over [n, answers] would build that whole matrix.
-    edges = (mass / mass.sum(1, keepdim=True)).cumsum(1)
-    uniform = torch.rand(tree.prompts, n, 2, generator=generator, dtype=torch.float64)
-    drawn = torch.searchsorted(edges, uniform.view(tree.prompts, -1)).clamp(max=edges.shape[1] - 1)
-    answers = drawn.view(tree.prompts, n, 2)[prompt, torch.arange(n)]
+def _rows(
+    task: Testbed,
+    source: torch.Tensor | NearPairs,
+    preference: Preference,
+    annotator: str,
+    n: int,
+    generator: torch.Generator,
+) -> list[Row | None]:
+    """n rows; None where the pair stays undecided."""
+    prompt, answers = draw_pairs(task, source, n, generator)
     rewards = task.rewards.flatten(1)[prompt[:, None], answers]
-    wins = torch.rand(n, generator=generator, dtype=torch.float64) < (rewards[:, 0] - rewards[:, 1]).sigmoid()
+    first, second = answers.T
+    wins = torch.rand(n, generator=generator, dtype=torch.float64) < preference(prompt, first, second)
+    decided = torch.ones(n, dtype=torch.bool)
+    if preference.decided:
+        decided = torch.rand(n, generator=generator, dtype=torch.float64) < preference.decided(prompt, first, second)
     order = torch.where(wins[:, None], torch.tensor([0, 1]), torch.tensor([1, 0]))
     answers, rewards = answers.gather(1, order), rewards.gather(1, order)
     text = answer_texts(task)
+    columns = (column.tolist() for column in (prompt, answers, rewards, decided))
     return [
         Row(
             id=f"testbed-{i}",
@@ -51,10 +78,12 @@ def _rows(task: Testbed, mass: Tensor, n: int, generator: torch.Generator) -> li
             rejected=text[r],
             chosen_score=rw,
             rejected_score=rr,
-            annotator="bradley-terry",
+            annotator=annotator,
             group=prompt_word(x),
         )
-        for i, (x, (w, r), (rw, rr)) in enumerate(zip(prompt.tolist(), answers.tolist(), rewards.tolist()))
+        if clear
+        else None
+        for i, (x, (w, r), (rw, rr), clear) in enumerate(zip(*columns))
     ]
 
 
@@ -62,7 +91,7 @@ def answer_texts(task: Testbed) -> list[str]:
     """The words of each finished answer, without EOS, by its place in a flattened [inner, vocab] tensor."""
     words = answer_words(task.tree.vocab)
     texts = []
-    for node in range(task.tree.inner):
-        prefix = [words[t] for t in task.prefixes[node, : task.depth[node]].tolist()]
+    for tokens, depth in zip(task.prefixes.tolist(), task.depth.tolist()):
+        prefix = [words[t] for t in tokens[:depth]]
         texts += [" ".join(prefix + ([words[last]] if last else [])) for last in range(task.tree.vocab)]
     return texts

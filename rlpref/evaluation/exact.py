@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from rlpref.models.bundle import Models
 from rlpref.testbed import exact
+from rlpref.testbed.coverage import coverage, pair_distribution
 from rlpref.testbed.task import Testbed, conditionals
 
 
@@ -42,6 +46,13 @@ class ExactEvaluator:
     def _lengths(self) -> Tensor:
         """Tokens of each finished answer, EOS included."""
         return (self.task.depth[:, None] + 1).double().expand(self.task.ends.shape)
+
+    def coverage(self, pairs_from: str, options: Mapping[str, Any]) -> dict[str, float | str]:
+        """How well the distribution of the data's pairs covers the optimum of the objective at the run's beta: see
+        rlpref.testbed.coverage. JSON knows no infinity, so that is spelt 'infinite'."""
+        best = exact.answer_logps(self.task, exact.optimum(self.task, self.ref, self.task.rewards, self.beta).policy)
+        found = coverage(self.task, best, pair_distribution(pairs_from, options)(self.task, self.ref))
+        return {name: value if math.isfinite(value) else "infinite" for name, value in found.items()}
 
     def frontier(self) -> dict[str, list[float]]:
         return exact.frontier(self.task, self.ref, self.task.rewards)

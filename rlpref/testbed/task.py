@@ -7,12 +7,14 @@ shape and is read where `ends` holds.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from rlpref.binding import ConfigError, choose
+from rlpref.binding import ConfigError
 from rlpref.models.tabular import AnswerTree
 from rlpref.types import Sequences
 
@@ -39,12 +41,18 @@ class Testbed:
         return 0
 
 
-def make_testbed(vocab: int, horizon: int, prompts: int, seed: int, reward: str) -> Testbed:
-    """The task of that seed. Gold rewards have mean 0 and variance 1 per prompt under the reference.
+def make_testbed(
+    vocab: int, horizon: int, prompts: int, seed: int, reward: str, options: Mapping[str, Any] | None = None
+) -> Testbed:
+    """The task of that seed. Gold rewards have mean 0 and variance 1 per prompt under the reference, unless
+    their family says otherwise. `options` are the settings of the reward's family; null: it has none.
 
-    Raises ConfigError for sizes that make no task or cannot be enumerated, and for an unknown reward.
+    Raises ConfigError for sizes that make no task or cannot be enumerated, for an unknown reward, and for an
+    option that its family does not use.
     """
-    family = choose(REWARDS, reward, "testbed.reward")
+    from rlpref.testbed.rewards import gold_rewards, reward_family  # they are functions of a Testbed
+
+    family = reward_family(reward, options)
     if vocab < 2 or horizon < 1 or prompts < 1:
         raise ConfigError(f"testbed needs vocab >= 2, horizon >= 1, prompts >= 1; got {vocab}, {horizon}, {prompts}.")
     entries = prompts * vocab * sum((vocab - 1) ** t for t in range(horizon))
@@ -64,65 +72,31 @@ def make_testbed(vocab: int, horizon: int, prompts: int, seed: int, reward: str)
     bigram = 0.5 * torch.randn(prompts, vocab + 1, vocab, generator=generator, dtype=torch.float64)
     ref = bigram[:, previous].log_softmax(-1)
     task = Testbed(tree, seed, reward, prefixes, depth, ends, ref, torch.zeros_like(ref))
-    task.rewards = _standardised(task, family(task, generator))
+    task.rewards = gold_rewards(task, family, generator)
     return task
 
 
 def _prefixes(tree: AnswerTree) -> tuple[Tensor, Tensor]:
-    rows, depths = [[]], [0]
-    for node in range(1, tree.inner):
-        parent = (node - 1) // (tree.vocab - 1)
-        rows.append([*rows[parent], (node - 1) % (tree.vocab - 1) + 1])
-        depths.append(depths[parent] + 1)
-    padded = [row + [-1] * (tree.horizon - len(row)) for row in rows]
-    return torch.tensor(padded), torch.tensor(depths)
+    """([inner, horizon], [inner]) tokens and depths in the tree's own order: level by level, children in a row."""
+    level, rows, depths = torch.empty(1, 0, dtype=torch.long), [], []
+    for depth in range(tree.horizon):
+        rows.append(nn.functional.pad(level, (0, tree.horizon - depth), value=-1))
+        depths.append(torch.full((len(level),), depth))
+        token = torch.arange(1, tree.vocab).repeat(len(level))
+        level = torch.cat([level.repeat_interleave(tree.vocab - 1, 0), token[:, None]], 1)
+    return torch.cat(rows), torch.cat(depths)
 
 
-def ngram(task: Testbed, generator: torch.Generator) -> Tensor:
-    """Weights of tokens (per prompt) and of a third of the token pairs (shared); a linear reward."""
-    tree = task.tree
-    unigram = torch.randn(tree.prompts, tree.vocab, generator=generator, dtype=torch.float64)
-    bigram = torch.randn(tree.vocab, tree.vocab, generator=generator, dtype=torch.float64)
-    bigram *= torch.rand(tree.vocab, tree.vocab, generator=generator) < 0.35
-    unigram[:, 0], bigram[0], bigram[:, 0] = 0, 0, 0  # EOS ends an answer and is not part of it
-    worth = torch.zeros_like(task.ref)
-    for node in range(tree.inner):
-        tokens = task.prefixes[node, : task.depth[node]]
-        before = unigram[:, tokens].sum(1) + bigram[tokens[:-1], tokens[1:]].sum()
-        worth[:, node] = before[:, None] + unigram + (bigram[tokens[-1]] if len(tokens) else 0.0)
-    return worth
+def answer_tokens(task: Testbed) -> Tensor:
+    """[inner, vocab, horizon] the tokens of each answer: its prefix, the token that ends it (EOS is 0), then -1."""
+    tokens = task.prefixes[:, None].repeat(1, task.tree.vocab, 1)
+    last = torch.arange(task.tree.vocab).expand(task.tree.inner, -1)[:, :, None]
+    return tokens.scatter_(2, task.depth[:, None, None].expand_as(last), last)
 
 
-def order(task: Testbed, generator: torch.Generator) -> Tensor:
-    """+2 where token 1 occurs and token 2 after it, on top of small prompt-specific token weights: an
-    automaton's reward, which no linear model of tokens expresses. Needs vocab >= 3 and horizon >= 2."""
-    tree = task.tree
-    if tree.vocab < 3 or tree.horizon < 2:
-        raise ConfigError("testbed.reward 'order' needs testbed.vocab >= 3 and testbed.horizon >= 2.")
-    unigram = 0.3 * torch.randn(tree.prompts, tree.vocab, generator=generator, dtype=torch.float64)
-    unigram[:, 0] = 0
-    worth = torch.zeros_like(task.ref)
-    for node in range(tree.inner):
-        tokens = task.prefixes[node, : task.depth[node]].tolist()
-        for last in range(tree.vocab):
-            answer = [*tokens, last]
-            ordered = 1 in answer and 2 in answer[answer.index(1) :]
-            worth[:, node, last] = 2.0 * ordered + unigram[:, answer].sum(1)
-    return worth
-
-
-REWARDS = {"ngram": ngram, "order": order}
-
-
-def _standardised(task: Testbed, worth: Tensor) -> Tensor:
-    from rlpref.testbed.exact import expectation
-
-    worth = worth * task.ends
-    worth = (worth - expectation(task, task.ref, worth)[:, None, None]) * task.ends
-    variance = expectation(task, task.ref, worth**2)
-    if (variance < 1e-12).any():
-        raise ConfigError("the gold reward is the same for every answer; use another testbed.seed or more tokens.")
-    return worth / variance.sqrt()[:, None, None]
+def answer_lengths(task: Testbed) -> Tensor:
+    """[inner, vocab] the number of tokens of each answer in fp64, EOS not counted."""
+    return (answer_tokens(task) > 0).sum(-1).double()
 
 
 @dataclass

@@ -3,6 +3,7 @@ import torch
 
 from rlpref.evaluation.exact import make_exact
 from rlpref.testbed import exact
+from rlpref.testbed.coverage import coverage
 
 
 def test_every_exact_value_is_that_of_the_enumeration(task, random_policy, testbed_models):
@@ -41,3 +42,15 @@ def test_temperature_belongs_to_policy_and_reference(task, testbed_models):
     row = evaluator(models)
     assert row["exact/kl"] == pytest.approx(0, abs=1e-9)
     assert evaluator.frontier()["reward"][0] == pytest.approx(row["exact/reward"], abs=1e-2)
+
+
+def test_coverage_is_that_of_the_runs_own_optimum(task, testbed_models):
+    """Of the reference and the temperature of the run, at its beta; JSON gets words where it has no number."""
+    evaluator = make_exact(task, testbed_models(task, temperature=2.0), 0.5)
+    ref = (task.ref / 2).log_softmax(-1)
+    best = exact.answer_logps(task, exact.optimum(task, ref, task.rewards, 0.5).policy)
+    found = evaluator.coverage("reference", {})
+    assert found == pytest.approx(coverage(task, best, exact.answer_logps(task, ref)), abs=1e-4)
+    hole = evaluator.coverage("holes", {"factor": [2]})
+    assert hole["c_inf"] == hole["c_2"] == "infinite"
+    assert 0 < hole["outside"] < 1
