@@ -1,0 +1,144 @@
+"""Who beats whom, and the optima of objectives that are win rates: IPO, SFT on chosen answers, Nash.
+
+A preference gives P(first beats second) for any two sets of finished answers. It is complementary:
+P(a beats b) + P(b beats a) = 1. Answers are named by their place in a flattened [inner, vocab] table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rlpref.testbed.exact import answer_logps, expectation, sequence_kl
+from rlpref.testbed.optima import BETAS, conditionals_of, frontier, optimum
+from rlpref.testbed.task import Testbed
+
+Preference = Callable[[Tensor, Tensor], Tensor]  # places [A] and [B] -> [prompts, A, B] probability
+PAIRS_AT_ONCE = 2**22
+
+
+def places(task: Testbed) -> Tensor:
+    """[answers] the place of each finished answer in a flattened [inner, vocab] table."""
+    return task.ends.flatten().nonzero()[:, 0]
+
+
+def bradley_terry(rewards: Tensor) -> Preference:
+    """P(a beats b) = sigmoid(r(a) - r(b)) for rewards [prompts, inner, vocab]. Bradley & Terry 1952."""
+    flat = rewards.flatten(1)
+    return lambda first, second: (flat[:, first, None] - flat[:, None, second]).sigmoid()
+
+
+def tabulated(task: Testbed, matrix: Tensor) -> Preference:
+    """The preference of a matrix [prompts, answers, answers] whose rows and columns follow `places(task)`.
+
+    Raises ValueError for another shape and for a matrix that is not complementary.
+    """
+    answers = places(task)
+    shape = (task.tree.prompts, len(answers), len(answers))
+    if matrix.shape != shape:
+        raise ValueError(f"a preference matrix of this task is {list(shape)}; got {list(matrix.shape)}")
+    if not torch.allclose(matrix + matrix.mT, torch.ones_like(matrix), rtol=0, atol=1e-9) or (matrix < 0).any():
+        raise ValueError("a preference matrix needs probabilities with P(a beats b) + P(b beats a) = 1")
+    rank = torch.zeros(task.ends.numel(), dtype=torch.long)
+    rank[answers] = torch.arange(len(answers))
+    return lambda first, second: matrix[:, rank[first]][:, :, rank[second]]
+
+
+def flipped(preference: Preference, rate: float) -> Preference:
+    """The preference as labels show it that are flipped with probability `rate`, whatever the pair."""
+    return lambda first, second: rate + (1 - 2 * rate) * preference(first, second)
+
+
+def win_probability(task: Testbed, opponents: Tensor, preference: Preference) -> Tensor:
+    """[prompts, inner, vocab] p(y beats opponents) = sum_y' opponents(y') P(y beats y'); 0 where no answer
+    ends. `opponents` are conditionals. Answers are compared in chunks, never all with all at once."""
+    mass = answer_logps(task, opponents).exp().flatten(1)
+    answers = places(task)
+    rivals = answers[(mass[:, answers] > 0).any(0)]
+    beats = torch.zeros_like(mass)
+    for chunk in answers.split(max(1, PAIRS_AT_ONCE // (len(mass) * len(rivals)))):
+        beats[:, chunk] = torch.einsum("xab,xb->xa", preference(chunk, rivals), mass[:, rivals])
+    return beats.view_as(opponents)
+
+
+def ipo_optimum(task: Testbed, ref: Tensor, mu: Tensor, preference: Preference, tau: float) -> Tensor:
+    """Conditionals of IPO's own optimum, ref exp(p(y beats mu)/tau)/Z: the largest win rate against `mu` less
+    tau KL(pi || ref). Azar et al. 2024 (2310.12036), section 5.
+
+    The loss on pairs drawn i.i.d. from `mu` has it as its minimum where `mu` has full support; elsewhere the
+    loss leaves the answers outside the support open, and the objective does not.
+    """
+    return optimum(task, ref, win_probability(task, mu, preference), tau).policy
+
+
+def ipo_frontier(
+    task: Testbed, ref: Tensor, mu: Tensor, preference: Preference, taus: Sequence[float] = tuple(BETAS)
+) -> dict[str, list[float]]:
+    """IPO's own frontier {"tau", "kl", "win_rate"}: the largest win rate against `mu` at each mean KL to the
+    reference in nats, KL rising, averaged over prompts. Its slope is tau."""
+    points = frontier(task, ref, win_probability(task, mu, preference), taus)
+    return {"tau": points["beta"], "kl": points["kl"], "win_rate": points["reward"]}
+
+
+def chosen_policy(task: Testbed, mu: Tensor, preference: Preference) -> Tensor:
+    """Conditionals of 2 mu(y) p(y beats mu): the winner of a pair drawn i.i.d. from `mu`, which SFT on chosen
+    answers imitates. With deterministic labels (ties by coin) it is best-of-2 of `mu`. It sums to 1 because a
+    complementary preference wins half its pairs against itself."""
+    wins = win_probability(task, mu, preference)
+    return conditionals_of(task, answer_logps(task, mu) + wins.log(), elsewhere=mu)
+
+
+@dataclass
+class Nash:
+    """The symmetric equilibrium of a preference with a KL penalty to the reference."""
+
+    policy: Tensor  # [prompts, inner, vocab] conditionals
+    residual: float  # largest L1 distance over prompts between the policy and the best reply to it
+    steps: int
+
+
+def nash(
+    task: Testbed,
+    ref: Tensor,
+    preference: Preference,
+    tau: float,
+    tolerance: float = 1e-12,
+    max_steps: int = 200_000,
+) -> Nash:
+    """The policy that is its own best reply: pi = ref exp(p(y beats pi)/tau)/Z. Munos et al. 2023 (2312.00886),
+    section 4: the game with payoff P(pi beats pi') - tau KL(pi || ref) + tau KL(pi' || ref).
+
+    Damped iteration log pi <- (1 - s) log pi + s log reply(pi). P - 1/2 is skew, so near the equilibrium the
+    eigenvalues are 1 - s + i s w/tau with |w| <= L = max |P - 1/2|; s = 1/(1 + L^2/tau^2) makes their squared
+    modulus at most 1 - s. The whole matrix is held: 8 prompts answers^2 bytes. Raises RuntimeError if
+    `tolerance` (of the residual) is not reached in `max_steps`.
+    """
+    answers = places(task)
+    log_ref = answer_logps(task, ref).flatten(1)[:, answers]
+    beats = preference(answers, answers)
+    step = 1 / (1 + float((beats - 0.5).abs().max()) ** 2 / tau**2)
+    # A step of 1 would multiply a log-prob of -inf by 0.
+    step = min(step, 0.999)
+    logps = log_ref
+    for steps in range(max_steps):
+        reply = (log_ref + torch.einsum("xab,xb->xa", beats, logps.exp()) / tau).log_softmax(1)
+        residual = float((reply.exp() - logps.exp()).abs().sum(1).max())
+        if residual <= tolerance:
+            break
+        logps = ((1 - step) * logps + step * reply).log_softmax(1)
+    else:
+        raise RuntimeError(f"no equilibrium after {max_steps} steps: the residual is {residual:.1e}; raise tau")
+    whole = answer_logps(task, ref).flatten(1)
+    whole[:, answers] = logps
+    return Nash(conditionals_of(task, whole.view_as(ref), elsewhere=ref), residual, steps)
+
+
+def exploitability(task: Testbed, policy: Tensor, ref: Tensor, preference: Preference, tau: float) -> Tensor:
+    """[prompts] what the best reply to a policy gains in the game of `nash`: tau log Z, the closed form of
+    max E[p(y beats policy)] - tau KL(. || ref), less the policy's own value of that. >= 0; 0 at the equilibrium."""
+    wins = win_probability(task, policy, preference)
+    own = expectation(task, policy, wins) - tau * sequence_kl(task, policy, ref)
+    return optimum(task, ref, wins, tau).v[:, 0] - own
