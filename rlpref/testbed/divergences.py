@@ -2,7 +2,7 @@
 
 D_f(pi || ref) = sum_y ref(y) f(pi(y)/ref(y)). Its stationarity condition is r(y) - lambda = beta f'(pi/ref), so
 pi = ref (f')^{-1}((r - lambda)/beta) with lambda the one number per prompt that makes it sum to 1
-(Wang et al. 2023, 2309.16240, section 4). Here f(1) = f'(1) = 0: terms linear in the ratio do not change D_f.
+(Wang et al. 2023, 2309.16240). Here f(1) = f'(1) = 0: terms linear in the ratio do not change D_f.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Divergence:
 
 def alpha_divergence(alpha: float) -> Divergence:
     """f(u) = (u^(1 - alpha) - (1 - alpha) u - alpha)/(alpha (alpha - 1)), f' = (1 - u^-alpha)/alpha. Tends to
-    the reverse KL as alpha -> 0 and to the forward KL as alpha -> 1. Wang et al. 2023, table 1.
+    the reverse KL as alpha -> 0 and to the forward KL as alpha -> 1. Wang et al. 2023 (2309.16240).
 
     Raises ValueError unless 0 < alpha < 1.
     """

@@ -108,8 +108,8 @@ def nash(
     tolerance: float = 1e-12,
     max_steps: int = 200_000,
 ) -> Nash:
-    """The policy that is its own best reply: pi = ref exp(p(y beats pi)/tau)/Z. Munos et al. 2023 (2312.00886),
-    section 4: the game with payoff P(pi beats pi') - tau KL(pi || ref) + tau KL(pi' || ref).
+    """The policy that is its own best reply: pi = ref exp(p(y beats pi)/tau)/Z. Munos et al. 2023 (2312.00886):
+    the symmetric equilibrium of the game with payoff P(pi beats pi') - tau KL(pi || ref) + tau KL(pi' || ref).
 
     Damped iteration log pi <- (1 - s) log pi + s log reply(pi). P - 1/2 is skew, so near the equilibrium the
     eigenvalues are 1 - s + i s w/tau with |w| <= L = max |P - 1/2|; s = 1/(1 + L^2/tau^2) makes their squared
@@ -119,18 +119,17 @@ def nash(
     answers = places(task)
     log_ref = answer_logps(task, ref).flatten(1)[:, answers]
     beats = preference(answers, answers)
-    step = 1 / (1 + float((beats - 0.5).abs().max()) ** 2 / tau**2)
     # A step of 1 would multiply a log-prob of -inf by 0.
-    step = min(step, 0.999)
-    logps = log_ref
-    for steps in range(max_steps):
+    step = min(0.999, 1 / (1 + float((beats - 0.5).abs().max()) ** 2 / tau**2))
+    logps, steps = log_ref, 0
+    while True:
         reply = (log_ref + torch.einsum("xab,xb->xa", beats, logps.exp()) / tau).log_softmax(1)
         residual = float((reply.exp() - logps.exp()).abs().sum(1).max())
         if residual <= tolerance:
             break
-        logps = ((1 - step) * logps + step * reply).log_softmax(1)
-    else:
-        raise RuntimeError(f"no equilibrium after {max_steps} steps: the residual is {residual:.1e}; raise tau")
+        if steps == max_steps:
+            raise RuntimeError(f"no equilibrium after {steps} steps: the residual is {residual:.1e}; raise tau")
+        logps, steps = ((1 - step) * logps + step * reply).log_softmax(1), steps + 1
     whole = answer_logps(task, ref).flatten(1)
     whole[:, answers] = logps
     return Nash(conditionals_of(task, whole.view_as(ref), elsewhere=ref), residual, steps)

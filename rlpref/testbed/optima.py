@@ -30,7 +30,7 @@ class Optimum:
     @property
     def advantages(self) -> Tensor:
         """[prompts, inner, vocab] A* = Q* - V* = beta log pi*/ref: what each token is worth.
-        Rafailov et al. 2024 (2404.12358), section 4."""
+        Rafailov et al. 2024 (2404.12358), "From r to Q*"."""
         return self.q - self.v[:, :, None]
 
 
@@ -119,9 +119,7 @@ class Constrained:
     multiplier: float  # reward per unit of cost; 0 where the limit does not bind
 
 
-def constrained(
-    task: Testbed, ref: Tensor, rewards: Tensor, costs: Tensor, beta: float, limit: float
-) -> Constrained:
+def constrained(task: Testbed, ref: Tensor, rewards: Tensor, costs: Tensor, beta: float, limit: float) -> Constrained:
     """argmax of E[r] - beta KL(pi || ref) subject to E[c] <= limit, both averaged over prompts.
 
     The Lagrangian's optimum is ref exp((r - lambda c)/beta)/Z. Its mean cost falls with lambda (the derivative

@@ -113,5 +113,5 @@ def population_argmin(
         return value
 
     optimizer.step(closure)
-    value = closure()
+    value = closure().detach()
     return Argmin(logits.detach().log_softmax(-1), float(value), float(logits.grad.norm()))

@@ -1,7 +1,8 @@
 """Policies made by drawing answers and keeping some by rank: best-of-n, order statistics, rejection sampling.
 
 Each is known through the distribution F of the score under the policy drawn from. Answers of equal score are
-one level: they share its mass as the policy drawn from does.
+one level: they share its mass as the policy drawn from does. Equal is what differs by less than TIE, since
+sums of the same token weights in another order differ in their last digit.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from rlpref.testbed.exact import answer_logps
 from rlpref.testbed.optima import conditionals_of
 from rlpref.testbed.task import Testbed
 
-# (mass of each level, F up to and including it), [levels] each and the lowest level first -> [levels] its log-mass
+TIE = 1e-9  # in units of the score
+
+# (mass of each level, log F up to and including it), both [levels], lowest level first -> [levels] its new log-mass
 Selection = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -28,22 +31,22 @@ def best_of_n(task: Testbed, ref: Tensor, scores: Tensor, n: float) -> Tensor:
     `scores` [prompts, inner, vocab]; raises ValueError for n < 1.
     """
     _at_least_one(n)
-    return _reweighted(task, ref, scores, lambda mass, upto: _log_best(mass, upto, n))
+    return _reweighted(task, ref, scores, lambda mass, log_f: _log_best(mass, log_f, n))
 
 
 def best_of_n_kl(task: Testbed, ref: Tensor, scores: Tensor, n: float) -> Tensor:
     """[prompts] exact KL(best-of-n || ref) in nats; it depends on the levels alone."""
     _at_least_one(n)
     values = []
-    for _, mass, upto in _levels(task, ref, scores):
-        logs = _log_best(mass, upto, n)
+    for _, mass, log_f in _levels(task, ref, scores):
+        logs = _log_best(mass, log_f, n)
         values.append(torch.where(logs > float("-inf"), logs.exp() * (logs - mass.log()), 0.0).sum())
     return torch.stack(values)
 
 
 def best_of_n_kl_bound(n: float) -> float:
     """log n - (n - 1)/n nats: the KL of best-of-n if no two answers tie and none has mass, and never less than
-    the exact one. Beirami et al. 2024 (2401.01879), theorem 1."""
+    the exact one. Beirami et al. 2024 (2401.01879), section 3."""
     _at_least_one(n)
     return math.log(n) - (n - 1) / n
 
@@ -58,10 +61,9 @@ def order_statistic(task: Testbed, ref: Tensor, scores: Tensor, k: int, n: int) 
     if not 1 <= k <= n:
         raise ValueError(f"the k-th of n answers needs 1 <= k <= n; got k={k}, n={n}")
 
-    def kept(mass: Tensor, upto: Tensor) -> Tensor:
-        below = torch.cat([upto.new_zeros(1), upto[:-1]])
-        gained = betainc(k, n - k + 1, upto.numpy()) - betainc(k, n - k + 1, below.numpy())
-        return torch.from_numpy(gained).clamp(min=0).log()
+    def kept(mass: Tensor, log_f: Tensor) -> Tensor:
+        upto = torch.from_numpy(betainc(k, n - k + 1, log_f.exp().numpy()))
+        return upto.diff(prepend=upto.new_zeros(1)).clamp(min=0).log()
 
     return _reweighted(task, ref, scores, kept)
 
@@ -97,29 +99,34 @@ def _at_least_one(n: float) -> None:
 
 
 def _levels(task: Testbed, ref: Tensor, scores: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """Per prompt: the level [answers] of each answer, the mass [levels] of each level, lowest first, and its F."""
+    """Per prompt: the level [answers] of each answer, the mass [levels] of each level, lowest first, and log F."""
     answers = task.ends.flatten().nonzero()[:, 0]
     mass, scores = answer_logps(task, ref).flatten(1)[:, answers].exp(), scores.flatten(1)[:, answers]
     levels = []
     for x in range(len(mass)):
-        distinct, level = scores[x].unique(return_inverse=True)
-        total = torch.zeros(len(distinct), dtype=mass.dtype).index_add(0, level, mass[x])
+        ranked, order = scores[x].sort()
+        level = torch.empty_like(order)
+        level[order] = (ranked.diff(prepend=ranked[:1]) > TIE).cumsum(0)
+        total = torch.zeros(int(level.max()) + 1, dtype=mass.dtype).index_add(0, level, mass[x])
         total = total / total.sum()
-        levels.append((level, total, total.cumsum(0).clamp(max=1)))
+        # Near 1, F counts by what is above it: a rounding error of F would grow n-fold in F^n.
+        above = total.flip(0).cumsum(0).flip(0) - total
+        log_f = torch.where(above < 0.5, torch.log1p(-above.clamp(min=0, max=0.5)), total.cumsum(0).log())
+        levels.append((level, total, log_f))
     return levels
 
 
-def _log_best(mass: Tensor, upto: Tensor, n: float) -> Tensor:
+def _log_best(mass: Tensor, log_f: Tensor, n: float) -> Tensor:
     """log(F^n - (F - mass)^n), without the cancellation of the difference."""
-    share = torch.where(upto > 0, mass / upto, 0.0).clamp(max=1)
-    return n * upto.log() + (-torch.expm1(n * torch.log1p(-share))).log()
+    share = torch.where(mass > 0, mass / log_f.exp(), 0.0).clamp(max=1)
+    return n * log_f + (-torch.expm1(n * torch.log1p(-share))).log()
 
 
 def _reweighted(task: Testbed, ref: Tensor, scores: Tensor, selection: Selection) -> Tensor:
     """Conditionals of the reference with the mass of each level of its scores replaced."""
     answers = task.ends.flatten().nonzero()[:, 0]
     logps = answer_logps(task, ref).flatten(1)
-    for x, (level, mass, upto) in enumerate(_levels(task, ref, scores)):
-        gain = torch.where(mass > 0, selection(mass, upto) - mass.log(), 0.0)
+    for x, (level, mass, log_f) in enumerate(_levels(task, ref, scores)):
+        gain = torch.where(mass > 0, selection(mass, log_f) - mass.log(), 0.0)
         logps[x, answers] += gain[level]
     return conditionals_of(task, logps.view_as(ref), elsewhere=ref)

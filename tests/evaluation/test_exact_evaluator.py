@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from rlpref.evaluation.exact import make_exact
-from rlpref.testbed import exact
+from rlpref.testbed import exact, optima
 
 
 def test_every_exact_value_is_that_of_the_enumeration(task, random_policy, testbed_models):
@@ -15,14 +15,14 @@ def test_every_exact_value_is_that_of_the_enumeration(task, random_policy, testb
     assert row["exact/length"] == pytest.approx((mass * lengths).sum((1, 2)).mean().item(), abs=1e-5)
     for name, p, q in (("kl", policy, task.ref), ("reverse_kl", task.ref, policy)):
         assert row[f"exact/{name}"] == pytest.approx(exact.sequence_kl(task, p, q).mean().item(), abs=1e-5)
-    best = exact.optimum(task, task.ref, task.rewards, 0.5).policy
+    best = optima.optimum(task, task.ref, task.rewards, 0.5).policy
     regret = 0.5 * exact.sequence_kl(task, policy, best).mean().item()
     assert row["exact/regret"] == pytest.approx(regret, abs=1e-5)
     assert 0 < row["exact/gap"] < row["exact/regret"]
 
 
 def test_the_optimum_has_neither_regret_nor_gap(task, testbed_models):
-    models = testbed_models(task, exact.optimum(task, task.ref, task.rewards, 0.5).policy)
+    models = testbed_models(task, optima.optimum(task, task.ref, task.rewards, 0.5).policy)
     row = make_exact(task, models, 0.5)(models)
     assert row["exact/regret"] == pytest.approx(0, abs=1e-6)
     assert row["exact/gap"] == pytest.approx(0, abs=1e-6)

@@ -40,15 +40,16 @@ def one_by_one(task, loss, policy, ref, mu, preference, scores):
     """The expectation as its definition reads: prompts, first answer, second answer, label."""
     tables = [exact.answer_logps(task, table).flatten(1) for table in (policy, ref)]
     mass, places = exact.answer_logps(task, mu).exp().flatten(1), duels.places(task)
-    beats, size = preference(places, places), (task.depth[:, None] + 1).expand_as(task.ends).flatten()
+    beats = preference(places, places)
+    size = (task.depth[:, None] + 1.0).double().expand_as(task.ends).flatten()
     total = 0.0
     for x in range(task.tree.prompts):
         for i, a in enumerate(places):
             for j, b in enumerate(places):
                 for chance, won, lost in ((beats[x, i, j], a, b), (1 - beats[x, i, j], b, a)):
                     at = [table[x, place] for table in tables for place in (won, lost)]
-                    rest = [size[won].double(), size[lost].double(), scores[x].flatten()[won], scores[x].flatten()[lost]]
-                    pair = PairLogps(*(value.reshape(1) for value in at + rest))
+                    at += [table[place] for table in (size, scores[x].flatten()) for place in (won, lost)]
+                    pair = PairLogps(*(value.reshape(1) for value in at))
                     total += float(mass[x, a] * mass[x, b] * chance * loss(pair)) / task.tree.prompts
     return total
 
@@ -122,6 +123,15 @@ def test_the_minimum_of_dpo_is_the_optimum_of_the_objective(each_task):
         assert exact.sequence_kl(task, best, found.policy).max() < 1e-8
         assert exact.sequence_kl(task, found.policy, best).max() < 1e-8
         assert found.gradient < 1e-6
+
+
+def test_two_rounds_of_dpo_with_a_rolling_reference_end_at_half_of_beta(each_task):
+    """The second round draws its pairs from the first one's policy, and takes it as the reference or does not."""
+    task = each_task
+    first = population.population_argmin(task, LOSSES["dpo"], task.ref, task.ref, truth(task)).policy
+    for ref, beta in ((first, BETA / 2), (task.ref, BETA)):
+        second = population.population_argmin(task, LOSSES["dpo"], ref, first, truth(task)).policy
+        assert exact.sequence_kl(task, second, optima.optimum(task, task.ref, task.rewards, beta).policy).max() < 1e-8
 
 
 def test_the_minimum_of_ipo_is_its_own_optimum(each_task, random_policy):
