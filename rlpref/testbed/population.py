@@ -30,23 +30,26 @@ def population_loss(
 
     A scalar in the loss's own units, differentiable in `policy`. `policy`, `ref` and `mu` are conditionals;
     `scores` [prompts, inner, vocab] goes to losses that read the rewards of both answers. Both draws may be the
-    same answer, as in data drawn that way. Wherever `mu` has mass, so must the policy and the reference.
-    Pairs come in chunks that are computed again in the backward pass, so that memory does not grow with them.
+    same answer, as in data drawn that way. P(a beats b) + P(b beats a) need not be 1: the first draw is the first
+    that the annotator sees. Wherever `mu` has mass, so must the policy and the reference. Pairs come in chunks
+    that are computed again in the backward pass, so that memory does not grow with them.
     """
     mass = answer_logps(task, mu).exp().flatten(1).detach()
     answers = places(task)
     answers = answers[(mass[:, answers] > 0).any(0)]
-    mass = mass[:, answers] / len(mass)  # so that the sum over prompts is their mean
-    logps, refs = (answer_logps(task, table).flatten(1)[:, answers] for table in (policy, ref))
+    mass = mass[:, answers]
+    # An answer of another prompt's pairs only may have no log-prob here; it must not make 0 times infinity.
+    logps, refs = (
+        torch.where(mass > 0, answer_logps(task, table).flatten(1)[:, answers], 0.0) for table in (policy, ref)
+    )
     sizes = lengths(task).flatten()[answers].expand_as(mass)
     table = None if scores is None else scores.flatten(1)[:, answers]
-    within = mass / mass.sum(1, keepdim=True)
 
     def chunk_loss(rows: Tensor, logps: Tensor) -> Tensor:
         first = answers[rows]
-        # A pair of places is drawn in this order and labelled so, or in the other order and labelled the other way.
+        # This one wins over that one: drawn in this order and found better, or in the other and not found better.
         chosen = preference(first, answers) + 1 - preference(answers, first).mT
-        weight = mass[:, rows, None] * within[:, None, :] * chosen
+        weight = mass[:, rows, None] * mass[:, None, :] * chosen / task.tree.prompts
 
         def won(values: Tensor) -> Tensor:
             return values[:, rows, None].expand_as(weight).flatten()

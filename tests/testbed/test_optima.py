@@ -107,6 +107,8 @@ def test_kl_and_entropy_of_a_policy_without_full_support(task, finished):
     torch.testing.assert_close(exact.sequence_kl(task, policy, task.ref), kl)
     torch.testing.assert_close(exact.entropy(task, policy), -torch.where(kept, p.exp() * p, 0.0).sum(1))
     assert (exact.sequence_kl(task, task.ref, policy) == float("inf")).all()
+    differs_where_nobody_comes = policy.masked_fill(opens_with_1, float("-inf"))
+    torch.testing.assert_close(exact.sequence_kl(task, policy, differs_where_nobody_comes), torch.zeros(2).double())
 
 
 def test_conditionals_of_undoes_answer_logps_up_to_a_constant(task, random_policy):

@@ -1,10 +1,13 @@
 """rlpref.testbed.population: exact expected losses against enumeration, and their minima against closed forms."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn.functional import logsigmoid
 
 from rlpref.losses import make_loss
+from rlpref.models.tabular import AnswerTree
 from rlpref.testbed import duels, exact, optima, population
 from rlpref.testbed.task import make_testbed
 from rlpref.types import PairLogps
@@ -34,6 +37,12 @@ def robust(lp, beta, rate):
     Chowdhury et al. 2024 (2403.00409)."""
     logits = beta * ((lp.chosen - lp.ref_chosen) - (lp.rejected - lp.ref_rejected))
     return (-(1 - rate) * logsigmoid(logits) + rate * logsigmoid(-logits)) / (1 - 2 * rate)
+
+
+def make_alone(task, x):
+    """The task with the one prompt x."""
+    tree = AnswerTree(task.tree.vocab, task.tree.horizon, 1)
+    return replace(task, tree=tree, ref=task.ref[x : x + 1], rewards=task.rewards[x : x + 1])
 
 
 def one_by_one(task, loss, policy, ref, mu, preference, scores):
@@ -69,6 +78,20 @@ def test_the_population_loss_is_the_sum_over_prompts_pairs_and_labels(random_pol
     policy, ref, mu = (random_policy(task, seed) for seed in range(3))
     arguments = (task, LOSSES[name], policy, ref, mu, intransitive(task), task.rewards)
     assert population.population_loss(*arguments).item() == pytest.approx(one_by_one(*arguments), rel=1e-12)
+
+
+def test_an_annotator_who_favours_the_answer_shown_first_is_allowed_for(random_policy):
+    """P(a beats b) is then asked in both orders, and the two do not add up to 1."""
+    task = make_testbed(vocab=3, horizon=2, prompts=2, seed=3, reward="ngram")
+    fair = truth(task)
+    arguments = (task, LOSSES["dpo"], random_policy(task, 0), task.ref, random_policy(task, 2))
+
+    def biased(first, second):
+        return 0.7 + 0.3 * fair(first, second)
+
+    found = population.population_loss(*arguments, biased).item()
+    assert found == pytest.approx(one_by_one(*arguments, biased, task.rewards), rel=1e-12)
+    assert found != pytest.approx(population.population_loss(*arguments, fair).item(), rel=1e-3)
 
 
 def test_of_a_constant_loss_the_expectation_is_the_constant(task, random_policy):
@@ -111,6 +134,24 @@ def test_answers_that_are_never_drawn_do_not_count(task, random_policy):
     below = task.prefixes[:, 0] == 1
     assert (gradient[:, below] == 0).all()
     assert gradient[:, ~below].abs().sum() > 0.01
+
+
+def test_each_prompt_may_have_answers_of_its_own(task, random_policy):
+    """Prompt 0 never opens with token 1 and prompt 1 never with 2, neither in the pairs nor in the reference."""
+    whole = exact.answer_logps(task, task.ref).clone()
+    for x, token in ((0, 1), (1, 2)):
+        whole[x, task.prefixes[:, 0] == token] = float("-inf")
+    mu = optima.conditionals_of(task, whole)
+    policy = random_policy(task, 0).requires_grad_()
+    loss = population.population_loss(task, LOSSES["dpo"], policy, mu, mu, truth(task))
+    (gradient,) = torch.autograd.grad(loss, policy)
+    assert torch.isfinite(gradient).all()
+    alone = [make_alone(task, x) for x in (0, 1)]
+    each = [
+        population.population_loss(one, LOSSES["dpo"], policy[x : x + 1], mu[x : x + 1], mu[x : x + 1], truth(one))
+        for x, one in enumerate(alone)
+    ]
+    assert loss.item() == pytest.approx(sum(each).item() / 2)
 
 
 def test_the_minimum_of_dpo_is_the_optimum_of_the_objective(each_task):
