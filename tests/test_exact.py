@@ -13,7 +13,9 @@ from omegaconf import OmegaConf
 from rlpref import checkpoint
 from rlpref.models.tabular import TabularLM
 from rlpref.run import run
-from rlpref.testbed.exact import ipo_optimum, sequence_kl
+from rlpref.testbed.duels import ipo_optimum
+from rlpref.testbed.exact import sequence_kl
+from rlpref.testbed.preferences import bradley_terry
 from rlpref.testbed.task import conditionals, make_testbed
 
 TASKS = (0, 1)  # testbed.seed
@@ -67,7 +69,8 @@ def test_ipo_reaches_its_own_optimum(finished, task_seed):
     checkpoint.load_weights(policy, path / "policy.safetensors")
     with torch.no_grad():
         found = conditionals(task, policy)
-    best = ipo_optimum(task, task.ref, task.rewards, config["algorithm"]["loss"]["tau"])
+    tau = config["algorithm"]["loss"]["tau"]
+    best = ipo_optimum(task, task.ref, task.ref, bradley_terry(task), tau)
     assert sequence_kl(task, best, task.ref).mean() > 0.1
     forward, backward = (sequence_kl(task, *pair).mean().item() for pair in ((best, found), (found, best)))
     assert forward <= 0.002

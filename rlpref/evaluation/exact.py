@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from rlpref.models.bundle import Models
-from rlpref.testbed import exact
+from rlpref.testbed import exact, optima
 from rlpref.testbed.coverage import coverage, pair_distribution
 from rlpref.testbed.task import Testbed, conditionals
 
@@ -35,27 +35,23 @@ class ExactEvaluator:
             "exact/reward": reward,
             "exact/kl": kl,
             "exact/reverse_kl": float(exact.sequence_kl(task, self.ref, policy).mean()),
-            "exact/gap": exact.frontier_reward(task, self.ref, rewards, kl) - reward,
+            "exact/gap": optima.frontier_reward(task, self.ref, rewards, kl) - reward,
             "exact/entropy": float(exact.entropy(task, policy).mean()),
-            "exact/length": float(exact.expectation(task, policy, self._lengths()).mean()),
+            "exact/length": float(exact.expectation(task, policy, exact.lengths(task)).mean()),
         }
         if self.beta is not None:
             row["exact/regret"] = exact.regret(task, policy, self.ref, rewards, self.beta)
         return row
 
-    def _lengths(self) -> Tensor:
-        """Tokens of each finished answer, EOS included."""
-        return (self.task.depth[:, None] + 1).double().expand(self.task.ends.shape)
-
     def coverage(self, pairs_from: str, options: Mapping[str, Any]) -> dict[str, float | str]:
         """How well the distribution of the data's pairs covers the optimum of the objective at the run's beta: see
         rlpref.testbed.coverage. JSON knows no infinity, so that is spelt 'infinite'."""
-        best = exact.answer_logps(self.task, exact.optimum(self.task, self.ref, self.task.rewards, self.beta).policy)
+        best = exact.answer_logps(self.task, optima.optimum(self.task, self.ref, self.task.rewards, self.beta).policy)
         found = coverage(self.task, best, pair_distribution(pairs_from, options)(self.task, self.ref))
         return {name: value if math.isfinite(value) else "infinite" for name, value in found.items()}
 
     def frontier(self) -> dict[str, list[float]]:
-        return exact.frontier(self.task, self.ref, self.task.rewards)
+        return optima.frontier(self.task, self.ref, self.task.rewards)
 
 
 def make_exact(task: Testbed, models: Models, beta: float | None) -> ExactEvaluator:

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from rlpref.binding import ConfigError, bind, choose
-from rlpref.testbed.exact import answer_logps, optimum
+from rlpref.testbed.exact import answer_logps
+from rlpref.testbed.optima import optimum
 from rlpref.testbed.rewards import contains
 from rlpref.testbed.task import LARGEST_TREE, Testbed, answer_tokens
 

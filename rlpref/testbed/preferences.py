@@ -19,7 +19,7 @@ from torch.nn.functional import logsigmoid
 from rlpref.binding import ConfigError, bind, choose
 from rlpref.testbed.judge import judge_scores
 from rlpref.testbed.rewards import ngram, standardised
-from rlpref.testbed.task import Testbed, answer_lengths
+from rlpref.testbed.task import Testbed, answer_lengths, answer_places
 
 ROUNDING = 1e-9  # rewards that differ by less are equal: equal sums in another order differ by rounding
 OfPairs = Callable[[Tensor, Tensor, Tensor], Tensor]  # (prompt [n], y [n], y' [n]) -> [n]
@@ -47,9 +47,25 @@ def preference_model(name: str, options: Mapping[str, Any] | None) -> Callable[[
 def matrix(task: Testbed, preference: Preference) -> Tensor:
     """[prompts, answers, answers] P(row beats column | x), answers in the order of `task.ends.flatten()`. Of the
     order of answers squared: for small spaces."""
-    answers = task.ends.flatten().nonzero()[:, 0]
+    answers = answer_places(task)
     prompts = torch.arange(task.tree.prompts)
     return preference(prompts[:, None, None], answers[None, :, None], answers[None, None])
+
+
+def tabulated(task: Testbed, table: Tensor) -> Preference:
+    """The preference that `matrix` would give as `table` [prompts, answers, answers].
+
+    Raises ValueError for another shape and for a table that is not complementary, P(a, b) + P(b, a) = 1.
+    """
+    answers = answer_places(task)
+    shape = (task.tree.prompts, len(answers), len(answers))
+    if table.shape != shape:
+        raise ValueError(f"a preference matrix of this task is {list(shape)}; got {list(table.shape)}")
+    if not torch.allclose(table + table.mT, torch.ones_like(table), rtol=0, atol=1e-9) or (table < 0).any():
+        raise ValueError("a preference matrix needs probabilities with P(a beats b) + P(b beats a) = 1")
+    rank = torch.zeros(task.ends.numel(), dtype=torch.long)
+    rank[answers] = torch.arange(len(answers))
+    return Preference(lambda prompt, y, other: table[prompt, rank[y], rank[other]])
 
 
 def bradley_terry(task: Testbed, temperature: float = 1.0) -> Preference:

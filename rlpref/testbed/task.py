@@ -94,6 +94,11 @@ def answer_tokens(task: Testbed) -> Tensor:
     return tokens.scatter_(2, task.depth[:, None, None].expand_as(last), last)
 
 
+def answer_places(task: Testbed) -> Tensor:
+    """[answers] the place of each finished answer in a flattened [inner, vocab] table."""
+    return task.ends.flatten().nonzero()[:, 0]
+
+
 def answer_lengths(task: Testbed) -> Tensor:
     """[inner, vocab] the number of tokens of each answer in fp64, EOS not counted."""
     return (answer_tokens(task) > 0).sum(-1).double()

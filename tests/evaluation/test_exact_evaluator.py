@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from rlpref.evaluation.exact import make_exact
-from rlpref.testbed import exact
+from rlpref.testbed import exact, optima
 from rlpref.testbed.coverage import coverage
 
 
@@ -16,14 +16,14 @@ def test_every_exact_value_is_that_of_the_enumeration(task, random_policy, testb
     assert row["exact/length"] == pytest.approx((mass * lengths).sum((1, 2)).mean().item(), abs=1e-5)
     for name, p, q in (("kl", policy, task.ref), ("reverse_kl", task.ref, policy)):
         assert row[f"exact/{name}"] == pytest.approx(exact.sequence_kl(task, p, q).mean().item(), abs=1e-5)
-    best = exact.optimum(task, task.ref, task.rewards, 0.5).policy
+    best = optima.optimum(task, task.ref, task.rewards, 0.5).policy
     regret = 0.5 * exact.sequence_kl(task, policy, best).mean().item()
     assert row["exact/regret"] == pytest.approx(regret, abs=1e-5)
     assert 0 < row["exact/gap"] < row["exact/regret"]
 
 
 def test_the_optimum_has_neither_regret_nor_gap(task, testbed_models):
-    models = testbed_models(task, exact.optimum(task, task.ref, task.rewards, 0.5).policy)
+    models = testbed_models(task, optima.optimum(task, task.ref, task.rewards, 0.5).policy)
     row = make_exact(task, models, 0.5)(models)
     assert row["exact/regret"] == pytest.approx(0, abs=1e-6)
     assert row["exact/gap"] == pytest.approx(0, abs=1e-6)
@@ -48,7 +48,7 @@ def test_coverage_is_that_of_the_runs_own_optimum(task, testbed_models):
     """Of the reference and the temperature of the run, at its beta; JSON gets words where it has no number."""
     evaluator = make_exact(task, testbed_models(task, temperature=2.0), 0.5)
     ref = (task.ref / 2).log_softmax(-1)
-    best = exact.answer_logps(task, exact.optimum(task, ref, task.rewards, 0.5).policy)
+    best = exact.answer_logps(task, optima.optimum(task, ref, task.rewards, 0.5).policy)
     found = evaluator.coverage("reference", {})
     assert found == pytest.approx(coverage(task, best, exact.answer_logps(task, ref)), abs=1e-4)
     hole = evaluator.coverage("holes", {"factor": [2]})

@@ -7,7 +7,8 @@ import torch
 
 from rlpref.binding import ConfigError
 from rlpref.testbed import coverage as c
-from rlpref.testbed.exact import answer_logps, optimum
+from rlpref.testbed.exact import answer_logps
+from rlpref.testbed.optima import optimum
 from rlpref.testbed.task import answer_tokens, make_testbed
 
 OPTIONS = {

@@ -10,7 +10,8 @@ import torch
 
 from rlpref.binding import ConfigError
 from rlpref.testbed import rewards
-from rlpref.testbed.exact import answer_logps, expectation, optimum
+from rlpref.testbed.exact import answer_logps, expectation
+from rlpref.testbed.optima import optimum
 from rlpref.testbed.task import answer_lengths, make_testbed
 
 OPTIONS = {"length": {"slope": 0.5}, "needle": {"k": 3.0}, "abstain": {"cost": 1.0, "correct": [0.1, 0.6, 0.9]}}
