@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from rlpref.models.bundle import Models
-from rlpref.testbed import exact
+from rlpref.testbed import exact, measures
 from rlpref.testbed.task import Testbed, conditionals
 
 
@@ -21,23 +21,33 @@ class ExactEvaluator:
     beta: float | None  # None: the run optimises no KL-regularised objective, so it has no regret
 
     def __call__(self, models: Models) -> dict[str, float]:
-        """Mean over prompts of reward, KL to the initial reference, regret, gap to the frontier, ..."""
+        """Mean over prompts of reward, KL to the initial reference, regret, gap to the frontier, ...
+
+        What is not defined is left out: efficiency and credit of a policy that has not moved, regret and credit
+        without a beta.
+        """
         task, rewards = self.task, self.task.rewards
         with torch.no_grad():
             policy = conditionals(task, models.policy, models.temperature).cpu()
-        reward = float(exact.expectation(task, policy, rewards).mean())
+        reward, ref_reward = (float(exact.expectation(task, p, rewards).mean()) for p in (policy, self.ref))
         kl = float(exact.sequence_kl(task, policy, self.ref).mean())
+        attainable = exact.frontier_reward(task, self.ref, rewards, kl)
         row = {
             "exact/reward": reward,
             "exact/kl": kl,
             "exact/reverse_kl": float(exact.sequence_kl(task, self.ref, policy).mean()),
-            "exact/gap": exact.frontier_reward(task, self.ref, rewards, kl) - reward,
+            "exact/gap": attainable - reward,
+            "exact/efficiency": measures.kl_efficiency(reward, ref_reward, attainable, kl),
             "exact/entropy": float(exact.entropy(task, policy).mean()),
             "exact/length": float(exact.expectation(task, policy, self._lengths()).mean()),
         }
         if self.beta is not None:
-            row["exact/regret"] = exact.regret(task, policy, self.ref, rewards, self.beta)
-        return row
+            best = exact.optimum(task, self.ref, rewards, self.beta)
+            row["exact/regret"] = float(best.v[:, 0].mean()) - (reward - self.beta * kl)
+            advantage = best.q - best.v[:, :, None]
+            for name, occupancy in (("credit_corr", policy), ("credit_corr_ref", self.ref)):
+                row[f"exact/{name}"] = measures.credit_correlation(task, policy, self.ref, advantage, occupancy)
+        return {name: value for name, value in row.items() if value is not None}
 
     def _lengths(self) -> Tensor:
         """Tokens of each finished answer, EOS included."""
