@@ -78,9 +78,7 @@ def compare(vocab: int, horizon: int, prompts: int, hidden_size: int, layers: in
             times[name]["evaluate"].append(seconds(lambda way=way: evaluate(way)))
             times[name]["train"].append(seconds(lambda way=way: train(way)))
     first = tables["longest prefixes"]
-    return [
-        {"way": name, **times[name], "difference": float((tables[name] - first).abs().max())} for name in WAYS
-    ]
+    return [{"way": name, **times[name], "difference": float((tables[name] - first).abs().max())} for name in WAYS]
 
 
 def table(rows: list[dict]) -> str:

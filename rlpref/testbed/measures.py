@@ -50,7 +50,9 @@ def out_of_support_mass(task: Testbed, policy: Tensor, support: Tensor) -> Tenso
     return (answer_logps(task, policy).exp() * ~support).sum((1, 2))
 
 
-def credit_correlation(task: Testbed, policy: Tensor, ref: Tensor, advantage: Tensor, occupancy: Tensor) -> float | None:
+def credit_correlation(
+    task: Testbed, policy: Tensor, ref: Tensor, advantage: Tensor, occupancy: Tensor
+) -> float | None:
     """Correlation of the implicit token reward log policy/ref with the exact advantage A* = Q* - V*.
 
     Over all (prompt, prefix, token), each weighted by how often the policy `occupancy` (conditionals as the

@@ -50,14 +50,14 @@ def make_windowed(
     vocab: int, horizon: int, prompts: int, seed: int, context: int, ngram: int, automaton: Automaton, length: Tensor
 ) -> WindowedTask:
     """The task of that seed: a random reference of the last `context` tokens, random weights of the `ngram`s of
-    the answer (those that reach back before its start too), `automaton`, and `length` [horizon] as the reward
+    the answer (those that reach back before its start too; 0: none), `automaton`, and `length` [horizon] as the reward
     of the number of tokens. Rewards have mean 0 and variance 1 per prompt under the reference.
 
     Raises ConfigError for sizes that make no task or no table.
     """
     window, states = max(context, ngram - 1), len(automaton.moves)
-    if vocab < 2 or min(horizon, prompts, ngram) < 1 or context < 0:
-        raise ConfigError("a windowed task needs vocab >= 2, horizon, prompts and ngram >= 1, context >= 0.")
+    if vocab < 2 or min(horizon, prompts) < 1 or min(context, ngram) < 0:
+        raise ConfigError("a windowed task needs vocab >= 2, horizon and prompts >= 1, context and ngram >= 0.")
     if horizon * prompts * states * vocab ** (window + 1) > LARGEST_TABLE:
         raise ConfigError(f"a windowed task of these sizes has more than {LARGEST_TABLE:,} table entries.")
     generator = torch.Generator().manual_seed(seed)
@@ -68,7 +68,7 @@ def make_windowed(
         return drawn.expand(-1, vocab ** (window - tokens), -1, -1).flatten(1, 2)
 
     # Spread 0.5, as on the enumerated testbed: every token stays likely.
-    ref, weights = (0.5 * random(context)).log_softmax(-1), random(ngram - 1)
+    ref, weights = (0.5 * random(context)).log_softmax(-1), random(max(ngram - 1, 0)) * (ngram > 0)
     weights[:, :, 0] = 0  # EOS ends an answer and is not part of it
     step = weights[:, :, None] + automaton.step * (torch.arange(vocab) > 0)
     windows = torch.arange(vocab**window)[:, None, None]
@@ -104,8 +104,11 @@ def ending(task: WindowedTask, t: int) -> Tensor:
 
 def token_rewards(task: WindowedTask, t: int) -> Tensor:
     """[prompts, states, vocab] reward that arrives with a token at step t, that of the end included."""
-    end = task.end[:, task.after] + task.length[:, t, None, None]
-    return task.step + torch.where(ending(task, t), end, 0.0)
+    if t == task.horizon - 1:
+        return task.step + task.end[:, task.after] + task.length[:, t, None, None]
+    rewards = task.step.clone()
+    rewards[:, :, 0] += task.end + task.length[:, t, None]  # EOS leaves the state alone
+    return rewards
 
 
 def at(policy: Tensor, t: int) -> Tensor:
@@ -130,7 +133,7 @@ def solve(task: WindowedTask, beta: float) -> WindowedOptimum:
     for t in reversed(range(task.horizon)):
         q = token_rewards(task, t)
         if t < task.horizon - 1:
-            q += torch.where(ending(task, t), 0.0, v[t + 1][:, task.after])
+            q[:, :, 1:] += v[t + 1][:, task.after[:, 1:]]
         tilted = q.div_(beta).add_(task.ref)
         log_z = tilted.logsumexp(-1, keepdim=True)
         torch.sub(tilted, log_z, out=policy[t])
@@ -198,9 +201,7 @@ def regret_by_position(task: WindowedTask, policy: Tensor, best: WindowedOptimum
     return torch.stack(columns, 1)
 
 
-def draw(
-    task: WindowedTask, policy: Tensor, prompt: Tensor, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
+def draw(task: WindowedTask, policy: Tensor, prompt: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """One answer of a policy to each prompt [B]: tokens [B, horizon], 0 after the end, and log-probs [B]."""
     rows, state = torch.arange(len(prompt)), torch.zeros_like(prompt)
     tokens, logps = prompt.new_zeros(len(prompt), task.horizon), torch.zeros(len(prompt), dtype=torch.float64)
@@ -218,19 +219,20 @@ def draw(
 
 def score(task: WindowedTask, prompt: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
     """(rewards [B], reference log-probs [B]) of answers to prompts [B]. `tokens` [B, T] are read up to the
-    first EOS or for `horizon` tokens; an answer that stops short of both is scored as if EOS had cut it off
-    nowhere, so pass whole answers."""
+    first EOS or for `horizon` tokens; what stands behind them is not. Raises ValueError for an unfinished answer."""
     state, alive = torch.zeros_like(prompt), torch.ones_like(prompt, dtype=torch.bool)
     rewards = torch.zeros(len(prompt), dtype=torch.float64)
     logps = torch.zeros_like(rewards)
-    for t in range(task.horizon):
-        token = tokens[:, t]
+    for t in range(min(task.horizon, tokens.shape[1])):
+        rows, token = alive.nonzero()[:, 0], tokens[alive, t]
+        at_row = prompt[rows], state[rows], token
+        state[rows] = task.after[at_row[1:]]
         over = ending(task, t)[token]
-        after = task.after[state, token]
-        reward = task.step[prompt, state, token] + over * (task.end[prompt, after] + task.length[prompt, t])
-        rewards += alive * reward
-        logps += alive * task.ref[prompt, state, token]
-        alive, state = alive & ~over, after
+        rewards[rows] += task.step[at_row] + over * (task.end[prompt[rows], state[rows]] + task.length[prompt[rows], t])
+        logps[rows] += task.ref[at_row]
+        alive[rows] = ~over
+    if alive.any():
+        raise ValueError(f"row {int(alive.nonzero()[0])} is not a finished answer")
     return rewards, logps
 
 
