@@ -54,10 +54,10 @@ def llama_case(task, testbed_models, far, temperature):
 
 
 def padded_prompts(uneven):
-    """One token each behind padding that holds junk. `uneven`: row i has its token i + 1 times, which is all
-    the same to a table, and so each row has padding of its own length."""
-    row, column = torch.arange(PROMPTS)[:, None], torch.arange(PROMPTS)
-    real = column >= PROMPTS - 1 - row * uneven
+    """One token each behind padding that holds junk. `uneven`: every row has its token 1, 2 or 3 times, which
+    is all the same to a table, and so rows differ in how much padding they have."""
+    row, column = torch.arange(PROMPTS)[:, None], torch.arange(3)
+    real = column >= 2 - row % 3 * uneven
     return Prompts(torch.where(real, row + VOCAB, 2), real)
 
 
@@ -170,5 +170,5 @@ def test_far_from_the_reference_k2_is_not_the_kl(case):
     evaluator, task, policy, ref = case
     log_ratios = sampled_log_ratios(evaluator)
     kl = exact.sequence_kl(task, policy, ref).mean()
-    assert abs(within(k2(log_ratios.sum(1)), kl)) > 8
-    assert abs(within(k2(log_ratios).sum(1), kl)) > 8
+    assert abs(within(k2(log_ratios.sum(1)), kl)) > 4
+    assert abs(within(k2(log_ratios).sum(1), kl)) > 4

@@ -49,7 +49,7 @@ def test_its_gradient_is_that_of_reading_whole_prefixes():
         gradients.append(torch.autograd.grad(loss, list(model.parameters())))
     for found in gradients[:2]:
         for part, expected in zip(found, gradients[2], strict=True):
-            torch.testing.assert_close(part, expected, atol=1e-10, rtol=1e-8)
+            torch.testing.assert_close(part, expected, atol=1e-6, rtol=0)  # a Llama's norms are fp32 in any case
     assert max(part.abs().max() for part in gradients[2]) > 1e-3
 
 

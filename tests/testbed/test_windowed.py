@@ -28,7 +28,7 @@ def order(vocab, bonus=2.0):
 
 def small(context=1, ngram=2, **sizes):
     sizes = SMALL | sizes
-    length = 0.3 * torch.arange(1, sizes["horizon"] + 1)
+    length = 0.3 * torch.arange(1, sizes["horizon"] + 1, dtype=torch.float64)
     return make_windowed(**sizes, context=context, ngram=ngram, automaton=order(sizes["vocab"]), length=length)
 
 
@@ -124,7 +124,7 @@ def test_the_reward_is_ngram_weights_and_automaton_and_length(ngram):
         grams[torch.arange(len(tokens)), code] += tokens[:, t] > 0
     first_one = (tokens == 1).double().cumsum(1) > 0
     ordered = ((tokens == 2) & first_one).any(1)
-    bonus = 2.0 * ordered + 1.0 * (tokens == 1).any(1) + 0.3 * lengths
+    bonus = 2.0 * ordered + 1.0 * (tokens == 1).any(1) + 0.3 * lengths.double()
     features = torch.cat([grams, bonus[:, None], torch.ones(len(tokens), 1)], 1).double()
     for x in range(2):
         rewards, _ = windowed.score(task, torch.full((len(tokens),), x), tokens)
