@@ -27,8 +27,7 @@ class ExactEvaluator:
         without a beta.
         """
         task, rewards = self.task, self.task.rewards
-        with torch.no_grad():
-            policy = conditionals(task, models.policy, models.temperature).cpu()
+        policy = self.policy(models)
         reward, ref_reward = (float(exact.expectation(task, p, rewards).mean()) for p in (policy, self.ref))
         kl = float(exact.sequence_kl(task, policy, self.ref).mean())
         attainable = exact.frontier_reward(task, self.ref, rewards, kl)
@@ -48,6 +47,12 @@ class ExactEvaluator:
             for name, occupancy in (("credit_corr", policy), ("credit_corr_ref", self.ref)):
                 row[f"exact/{name}"] = measures.credit_correlation(task, policy, self.ref, advantage, occupancy)
         return {name: value for name, value in row.items() if value is not None}
+
+    def policy(self, models: Models) -> Tensor:
+        """Conditionals of the policy as it is now, fp64 on the CPU: what `rlpref.testbed.measures` takes apart by
+        position, prompt or support."""
+        with torch.no_grad():
+            return conditionals(self.task, models.policy, models.temperature).cpu()
 
     def _lengths(self) -> Tensor:
         """Tokens of each finished answer, EOS included."""

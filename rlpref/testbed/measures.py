@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from rlpref.testbed.exact import answer_logps, log_reach
-from rlpref.testbed.task import Testbed
+from rlpref.testbed.task import Testbed, places
+from rlpref.types import Sequences
 
 SMALLEST_KL = 1e-6  # nats: below it the gain at this KL is within the rounding of an fp32 policy
 
@@ -46,8 +47,16 @@ def kl_efficiency(reward: float, ref_reward: float, frontier_reward: float, kl: 
 
 def out_of_support_mass(task: Testbed, policy: Tensor, support: Tensor) -> Tensor:
     """[prompts] probability that the policy answers outside `support`, a mask of finished answers
-    [inner, vocab] or [prompts, inner, vocab]. What no data set of `support` says anything about."""
+    [inner, vocab] or [prompts, inner, vocab]: what data of that support says nothing about."""
     return (answer_logps(task, policy).exp() * ~support).sum((1, 2))
+
+
+def support(task: Testbed, sequences: Sequences) -> Tensor:
+    """[prompts, inner, vocab] bool: the answers that occur among `sequences`, such as both sides of a data set's
+    pairs. Raises ValueError for a sequence that is no finished answer."""
+    seen = torch.zeros_like(task.rewards, dtype=torch.bool)
+    seen.view(task.tree.prompts, -1)[places(task.tree, sequences)] = True
+    return seen
 
 
 def credit_correlation(

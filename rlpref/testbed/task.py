@@ -136,15 +136,20 @@ class TestbedScorer:
 
     def __call__(self, sequences: Sequences) -> Tensor:
         """[B] gold reward in fp32. Raises ValueError for a sequence that is no finished answer."""
-        tree = self.task.tree
-        start = sequences.ids.new_zeros(len(sequences))
-        state = tree.read(sequences.ids, sequences.attention_mask, start)[:, -1] - 1
-        prompt, leaf = state // tree.per_prompt, state % tree.per_prompt - tree.inner
-        unfinished = (leaf < 0) | (state < 0)  # below 0: no prompt was read
-        if unfinished.any():
-            raise ValueError(f"row {int(unfinished.nonzero()[0])} is not a finished answer of the testbed")
-        rewards = self.task.rewards.to(state.device).view(tree.prompts, -1)
-        return rewards[prompt, leaf].float()
+        prompt, leaf = places(self.task.tree, sequences)
+        return self.task.rewards.to(leaf.device).flatten(1)[prompt, leaf].float()
+
+
+def places(tree: AnswerTree, sequences: Sequences) -> tuple[Tensor, Tensor]:
+    """[B] the prompt of each sequence and the place of its answer in a flattened [inner, vocab] table.
+    Raises ValueError for a sequence that is no finished answer."""
+    start = sequences.ids.new_zeros(len(sequences))
+    state = tree.read(sequences.ids, sequences.attention_mask, start)[:, -1] - 1
+    prompt, leaf = state // tree.per_prompt, state % tree.per_prompt - tree.inner
+    unfinished = (leaf < 0) | (state < 0)  # below 0: no prompt was read
+    if unfinished.any():
+        raise ValueError(f"row {int(unfinished.nonzero()[0])} is not a finished answer of the testbed")
+    return prompt, leaf
 
 
 def conditionals(task: Testbed, model: nn.Module, temperature: float = 1.0, batch_size: int = 4096) -> Tensor:

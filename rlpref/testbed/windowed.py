@@ -168,12 +168,8 @@ def evaluate(task: WindowedTask, policy: Tensor) -> WindowedValues:
     for t, reach in enumerate(occupancy(task, policy)):
         logps = at(policy, t)
         p = logps.exp()
-        terms = (
-            (p * token_rewards(task, t)).sum(-1),
-            torch.where(p > 0, p * (logps - task.ref), 0.0).sum(-1),
-            -torch.where(p > 0, p * logps, 0.0).sum(-1),
-            torch.ones_like(reach),
-        )
+        own, cross = torch.where(p > 0, p * logps, 0.0).sum(-1), (p * task.ref).sum(-1)
+        terms = (p * token_rewards(task, t)).sum(-1), own - cross, -own, torch.ones_like(reach)
         totals.append(torch.stack([(reach * term).sum(1) for term in terms]))
     return WindowedValues(*torch.stack(totals).sum(0))
 

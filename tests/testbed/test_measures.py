@@ -1,11 +1,14 @@
 """rlpref.testbed.measures against definitions that share no code with it."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
 
 from rlpref.testbed import exact, measures
 from rlpref.testbed.task import make_testbed
+from rlpref.types import cat
 
 BETA = 0.4
 
@@ -84,6 +87,27 @@ def test_out_of_support_mass_by_hand(task, random_policy):
     torch.testing.assert_close(
         measures.out_of_support_mass(task, policy, torch.zeros_like(task.ends)), torch.ones(2).double()
     )
+
+
+def test_the_support_of_data_is_the_set_of_its_answers(task, random_policy, testbed_models, testbed_data):
+    """Both sides of all pairs; the mass outside is 1 minus that of the answers listed by hand."""
+    pairs = testbed_data(task, testbed_models(task), pairs=6).train
+    seen = measures.support(task, cat([pairs.chosen, pairs.rejected]))
+    policy = random_policy(task, 1)
+    listed = {
+        tuple(ids[real].tolist())
+        for side in (pairs.chosen, pairs.rejected)
+        for ids, real in zip(side.ids, side.attention_mask)
+    }
+    assert 0 < seen.sum() == len(listed) < seen[:, task.ends].numel()
+    mass = [0.0, 0.0]
+    for prompt, *answer in listed:
+        x, node, logp = prompt - task.tree.vocab, 0, 0.0
+        for token in answer:
+            logp += policy[x, node, token].item()
+            node = node * (task.tree.vocab - 1) + token
+        mass[x] += math.exp(logp)
+    assert measures.out_of_support_mass(task, policy, seen).tolist() == pytest.approx([1 - m for m in mass])
 
 
 def advantages(task):
