@@ -234,7 +234,7 @@ def test_a_long_task_is_solved_exactly_in_seconds():
     task = long_task()
     start = time.process_time()
     solved = windowed.solve(task, BETA)
-    assert time.process_time() - start < 5
+    assert time.process_time() - start < 2
     values = windowed.evaluate(task, solved.policy)
     torch.testing.assert_close(values.reward - BETA * values.kl, solved.v0, atol=1e-9, rtol=0)
     assert solved.v0.item() > 0.5
