@@ -97,11 +97,6 @@ def make_windowed(
     )
 
 
-def ending(task: WindowedTask, t: int) -> Tensor:
-    """[vocab] bool: whether a token at step t (from 0) finishes the answer."""
-    return (torch.arange(task.vocab) == 0) | (t == task.horizon - 1)
-
-
 def token_rewards(task: WindowedTask, t: int) -> Tensor:
     """[prompts, states, vocab] reward that arrives with a token at step t, that of the end included."""
     if t == task.horizon - 1:
@@ -109,6 +104,13 @@ def token_rewards(task: WindowedTask, t: int) -> Tensor:
     rewards = task.step.clone()
     rewards[:, :, 0] += task.end + task.length[:, t, None]  # EOS leaves the state alone
     return rewards
+
+
+def to_come(task: WindowedTask, values: Tensor) -> Tensor:
+    """[prompts, states, vocab] the next step's `values` [prompts, states] as each token leads to them; 0 for EOS."""
+    after = values[:, task.after]
+    after[:, :, 0] = 0
+    return after
 
 
 def at(policy: Tensor, t: int) -> Tensor:
@@ -133,7 +135,7 @@ def solve(task: WindowedTask, beta: float) -> WindowedOptimum:
     for t in reversed(range(task.horizon)):
         q = token_rewards(task, t)
         if t < task.horizon - 1:
-            q[:, :, 1:] += v[t + 1][:, task.after[:, 1:]]
+            q += to_come(task, v[t + 1])
         tilted = q.div_(beta).add_(task.ref)
         log_z = tilted.logsumexp(-1, keepdim=True)
         torch.sub(tilted, log_z, out=policy[t])
@@ -177,12 +179,13 @@ def evaluate(task: WindowedTask, policy: Tensor) -> WindowedValues:
 def moments(task: WindowedTask, policy: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and variance [prompts] of the reward under a policy, by the backward recursion of its first two
     moments: E[(x + G)^2] = x^2 + 2 x E[G] + E[G^2] with x a token's reward and G the reward still to come."""
-    first = torch.zeros(task.prompts, len(task.after), dtype=torch.float64)
-    second = torch.zeros_like(first)
     for t in reversed(range(task.horizon)):
-        p, x, over = at(policy, t).exp(), token_rewards(task, t), ending(task, t)
-        g, g2 = (torch.where(over, 0.0, moment[:, task.after]) for moment in (first, second))
-        first, second = (p * (x + g)).sum(-1), (p * (x**2 + 2 * x * g + g2)).sum(-1)
+        p, x = at(policy, t).exp(), token_rewards(task, t)
+        if t == task.horizon - 1:
+            first, second = (p * x).sum(-1), (p * x**2).sum(-1)
+        else:
+            g, g2 = to_come(task, first), to_come(task, second)
+            first, second = (p * (x + g)).sum(-1), (p * (x * (x + 2 * g) + g2)).sum(-1)
     return first[:, 0], second[:, 0] - first[:, 0] ** 2
 
 
@@ -223,7 +226,7 @@ def score(task: WindowedTask, prompt: Tensor, tokens: Tensor) -> tuple[Tensor, T
         rows, token = alive.nonzero()[:, 0], tokens[alive, t]
         at_row = prompt[rows], state[rows], token
         state[rows] = task.after[at_row[1:]]
-        over = ending(task, t)[token]
+        over = (token == 0) | (t == task.horizon - 1)
         rewards[rows] += task.step[at_row] + over * (task.end[prompt[rows], state[rows]] + task.length[prompt[rows], t])
         logps[rows] += task.ref[at_row]
         alive[rows] = ~over
@@ -244,7 +247,8 @@ def regret_estimate(v0: Tensor, rewards: Tensor, logps: Tensor, ref_logps: Tenso
 
 def enumerated(task: WindowedTask, seed: int = 0) -> tuple[Testbed, Tensor]:
     """The same task as an enumerated testbed, for small sizes, and the state [inner] of each of its prefixes.
-    The table of a policy at step t is its conditionals at depth t: `at(policy, t)[:, states]`."""
+    The table of a policy at step t gives its conditionals at depth t: `at(policy, t)[:, states]`. `seed` is the
+    testbed's own, from which a tiny model takes its first weights."""
     small = make_testbed(task.vocab, task.horizon, task.prompts, seed, "ngram")
     level = torch.zeros(1, dtype=torch.long)
     earned = torch.zeros(task.prompts, 1, dtype=torch.float64)
