@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from rlpref.models.bundle import Models
-from rlpref.testbed import exact, optima
+from rlpref.testbed import exact, measures, optima
 from rlpref.testbed.coverage import coverage, pair_distribution
 from rlpref.testbed.task import Testbed, conditionals
 
@@ -25,23 +25,38 @@ class ExactEvaluator:
     beta: float | None  # None: the run optimises no KL-regularised objective, so it has no regret
 
     def __call__(self, models: Models) -> dict[str, float]:
-        """Mean over prompts of reward, KL to the initial reference, regret, gap to the frontier, ..."""
+        """Mean over prompts of reward, KL to the initial reference, regret, gap to the frontier, ...
+
+        What is not defined is left out: efficiency and credit of a policy that has not moved, regret and credit
+        without a beta.
+        """
         task, rewards = self.task, self.task.rewards
-        with torch.no_grad():
-            policy = conditionals(task, models.policy, models.temperature).cpu()
-        reward = float(exact.expectation(task, policy, rewards).mean())
+        policy = self.policy(models)
+        reward, ref_reward = (float(exact.expectation(task, p, rewards).mean()) for p in (policy, self.ref))
         kl = float(exact.sequence_kl(task, policy, self.ref).mean())
+        attainable = optima.frontier_reward(task, self.ref, rewards, kl)
         row = {
             "exact/reward": reward,
             "exact/kl": kl,
             "exact/reverse_kl": float(exact.sequence_kl(task, self.ref, policy).mean()),
-            "exact/gap": optima.frontier_reward(task, self.ref, rewards, kl) - reward,
+            "exact/gap": attainable - reward,
+            "exact/efficiency": measures.kl_efficiency(reward, ref_reward, attainable, kl),
             "exact/entropy": float(exact.entropy(task, policy).mean()),
             "exact/length": float(exact.expectation(task, policy, exact.lengths(task)).mean()),
         }
         if self.beta is not None:
-            row["exact/regret"] = exact.regret(task, policy, self.ref, rewards, self.beta)
-        return row
+            best = optima.optimum(task, self.ref, rewards, self.beta)
+            row["exact/regret"] = float(best.v[:, 0].mean()) - (reward - self.beta * kl)
+            advantage = best.advantages
+            for name, occupancy in (("credit_corr", policy), ("credit_corr_ref", self.ref)):
+                row[f"exact/{name}"] = measures.credit_correlation(task, policy, self.ref, advantage, occupancy)
+        return {name: value for name, value in row.items() if value is not None}
+
+    def policy(self, models: Models) -> Tensor:
+        """Conditionals of the policy as it is now, fp64 on the CPU: what `rlpref.testbed.measures` takes apart by
+        position, prompt or support."""
+        with torch.no_grad():
+            return conditionals(self.task, models.policy, models.temperature).cpu()
 
     def coverage(self, pairs_from: str, options: Mapping[str, Any]) -> dict[str, float | str]:
         """How well the distribution of the data's pairs covers the optimum of the objective at the run's beta: see

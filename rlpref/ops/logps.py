@@ -40,7 +40,7 @@ def token_logps(
     Both are [B, T] in nats, aligned with `sequences.ids` and 0 outside `sequences.mask`.
     """
     logits, first = completion_logits(model, sequences, temperature)
-    targets, mask = sequences.ids[:, first:], sequences.mask[:, first:]
+    targets, mask = _targets(sequences, first)
     log_z = logits.logsumexp(-1)
     chosen = logits.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
     logps = _placed(chosen - log_z, mask, first)
@@ -66,7 +66,8 @@ def compare(logits: Tensor, ref_logits: Tensor, first: int, sequences: Sequences
     Summed over the tokens of the policy's own samples, `kl` is an unbiased estimate of the sequence KL with
     less variance than the log-ratio: the chain rule of the KL with the inner expectation done exactly.
     """
-    targets, mask = sequences.ids[:, first:, None], sequences.mask[:, first:]
+    targets, mask = _targets(sequences, first)
+    targets = targets[..., None]
     logps, ref_logps = logits.log_softmax(-1), ref_logits.log_softmax(-1)
     p = logps.exp()
     columns = (
@@ -76,6 +77,13 @@ def compare(logits: Tensor, ref_logits: Tensor, first: int, sequences: Sequences
         -(p * logps).sum(-1),
     )
     return Comparison(*(_placed(column, mask, first) for column in columns))
+
+
+def _targets(sequences: Sequences, first: int) -> tuple[Tensor, Tensor]:
+    """Tokens and mask from column `first` on. What is not scored becomes 0: it may hold any id, even one that
+    the model reads but never writes."""
+    mask = sequences.mask[:, first:]
+    return torch.where(mask, sequences.ids[:, first:], 0), mask
 
 
 def _placed(values: Tensor, mask: Tensor, first: int) -> Tensor:

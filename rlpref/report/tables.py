@@ -41,9 +41,10 @@ def readable(headline: pd.DataFrame) -> pd.DataFrame:
 
 def compact(headline: pd.DataFrame) -> pd.DataFrame:
     """The headline for a terminal: 'mean ±half of the interval', without the columns source and note, and of
-    the intervals over prompts only the first metric's."""
-    over_prompts = [_over_prompts(name) for name in METRICS if f"{name}_se" in headline]
-    short = readable(headline).drop(columns=["source", "note", *over_prompts[1:]])
+    the intervals over prompts only the reward's, or without a reward the accuracies'."""
+    kept = ("reward",) if "reward" in headline else ("accuracy", "reward_accuracy")
+    others = [_over_prompts(name) for name in METRICS if f"{name}_se" in headline and name not in kept]
+    short = readable(headline).drop(columns=["source", "note", *others])
     for name in (name for name in METRICS if name in headline):
         half, places = (headline[f"{name}_high"] - headline[f"{name}_low"]) / 2, DECIMALS.get(name, 3)
         short[TITLES[name]] = [

@@ -115,39 +115,60 @@ class TestbedScorer:
 
     def __call__(self, sequences: Sequences) -> Tensor:
         """[B] gold reward in fp32. Raises ValueError for a sequence that is no finished answer."""
-        tree = self.task.tree
-        start = sequences.ids.new_zeros(len(sequences))
-        state = tree.read(sequences.ids, sequences.attention_mask, start)[:, -1] - 1
-        prompt, leaf = state // tree.per_prompt, state % tree.per_prompt - tree.inner
-        unfinished = (leaf < 0) | (state < 0)  # below 0: no prompt was read
-        if unfinished.any():
-            raise ValueError(f"row {int(unfinished.nonzero()[0])} is not a finished answer of the testbed")
-        rewards = self.task.rewards.to(state.device).view(tree.prompts, -1)
-        return rewards[prompt, leaf].float()
+        prompt, leaf = places(self.task.tree, sequences)
+        return self.task.rewards.to(leaf.device).flatten(1)[prompt, leaf].float()
+
+
+def places(tree: AnswerTree, sequences: Sequences) -> tuple[Tensor, Tensor]:
+    """[B] the prompt of each sequence and the place of its answer in a flattened [inner, vocab] table.
+    Raises ValueError for a sequence that is no finished answer."""
+    start = sequences.ids.new_zeros(len(sequences))
+    state = tree.read(sequences.ids, sequences.attention_mask, start)[:, -1] - 1
+    prompt, leaf = state // tree.per_prompt, state % tree.per_prompt - tree.inner
+    unfinished = (leaf < 0) | (state < 0)  # below 0: no prompt was read
+    if unfinished.any():
+        raise ValueError(f"row {int(unfinished.nonzero()[0])} is not a finished answer of the testbed")
+    return prompt, leaf
 
 
 def conditionals(task: Testbed, model: nn.Module, temperature: float = 1.0, batch_size: int = 4096) -> Tensor:
     """Next-token log-probs [prompts, inner, vocab] of any model with a causal LM's call, differentiable.
 
-    Only the longest prefixes are read; shorter ones are columns of theirs.
+    Each prefix is read once, as one more token on the cache of the prefix before it; answers that have ended
+    are no prefixes. At most `batch_size` rows go through the model in one call: where a prompt has more longest
+    prefixes, its tree is cut into subtrees, whose roots are read whole.
     """
     tree = task.tree
-    longest = task.prefixes[task.depth == tree.horizon - 1][:, : tree.horizon - 1]
-    prompts = torch.arange(tree.prompts) + tree.vocab
-    ids = torch.cat([prompts.repeat_interleave(len(longest))[:, None], longest.repeat(tree.prompts, 1)], dim=1).to(
-        next(model.parameters()).device
-    )
-    logits = torch.cat(
-        [
-            model(
-                input_ids=chunk,
-                attention_mask=torch.ones_like(chunk),
-                position_ids=torch.arange(ids.shape[1], device=ids.device).expand(len(chunk), -1),
-                use_cache=False,
-            ).logits
-            for chunk in ids.split(batch_size)
-        ]
-    )
-    logps = (logits.double() / temperature).log_softmax(-1).view(tree.prompts, len(longest), tree.horizon, tree.vocab)
-    by_depth = [logps[:, :: (tree.vocab - 1) ** (tree.horizon - 1 - t), t] for t in range(tree.horizon)]
-    return torch.cat(by_depth, dim=1)
+    width = [(tree.vocab - 1) ** depth for depth in range(tree.horizon)]  # prefixes of each length
+    root = next(depth for depth in range(tree.horizon) if width[-1 - depth] <= batch_size)
+    prefixes = task.prefixes[task.depth == root, :root].repeat(tree.prompts, 1)
+    prompts = (torch.arange(tree.prompts) + tree.vocab).repeat_interleave(width[root])
+    ids = torch.cat([prompts[:, None], prefixes], dim=1).to(next(model.parameters()).device)
+    parts = [_subtrees(model, chunk, tree) for chunk in ids.split(batch_size // width[-1 - root])]
+    levels = [torch.cat(level).view(tree.prompts, -1, tree.vocab) for level in zip(*parts)]
+    # Prefixes above the roots were read with each of the roots below them: the first of these is enough.
+    levels[:root] = [levels[depth][:, :: width[root - depth]] for depth in range(root)]
+    return (torch.cat(levels, dim=1).double() / temperature).log_softmax(-1)
+
+
+def _subtrees(model: nn.Module, roots: Tensor, tree: AnswerTree) -> list[Tensor]:
+    """Next-token logits [rows, vocab] of each depth, for prompt and prefix [B, 1 + depth] and all below them.
+    Rows stand in the order of the prefixes; at the depths above the roots there is one for each root."""
+    ids, seen, cache, levels = roots, torch.ones_like(roots), None, []
+    tokens = torch.arange(1, tree.vocab, device=roots.device)
+    while True:
+        positions = torch.arange(seen.shape[1] - ids.shape[1], seen.shape[1], device=ids.device)
+        output = model(
+            input_ids=ids,
+            attention_mask=seen,
+            position_ids=positions.expand(len(ids), -1),
+            past_key_values=cache,
+            use_cache=True,
+        )
+        levels += output.logits.unbind(1)
+        if len(levels) == tree.horizon:
+            return levels
+        cache = output.past_key_values
+        cache.batch_repeat_interleave(len(tokens))
+        ids = tokens.repeat(len(ids))[:, None]
+        seen = seen.new_ones(len(ids), seen.shape[1] + 1)

@@ -2,14 +2,15 @@ import pytest
 import torch
 
 from rlpref.evaluation.exact import make_exact
-from rlpref.testbed import exact, optima
+from rlpref.testbed import exact, measures, optima
 from rlpref.testbed.coverage import coverage
 
 
 def test_every_exact_value_is_that_of_the_enumeration(task, random_policy, testbed_models):
     policy = random_policy(task, 1)
     models = testbed_models(task, policy)
-    row = make_exact(task, models, 0.5)(models)
+    evaluator = make_exact(task, models, 0.5)
+    row = evaluator(models)
     mass = exact.answer_logps(task, policy).exp()
     lengths = (task.depth + 1.0)[None, :, None]
     assert row["exact/reward"] == pytest.approx((mass * task.rewards).sum((1, 2)).mean().item(), abs=1e-5)
@@ -20,6 +21,15 @@ def test_every_exact_value_is_that_of_the_enumeration(task, random_policy, testb
     regret = 0.5 * exact.sequence_kl(task, policy, best).mean().item()
     assert row["exact/regret"] == pytest.approx(regret, abs=1e-5)
     assert 0 < row["exact/gap"] < row["exact/regret"]
+    gain = row["exact/reward"] - exact.expectation(task, task.ref, task.rewards).mean().item()
+    assert row["exact/efficiency"] == pytest.approx(gain / (gain + row["exact/gap"]), abs=1e-5)
+    solved = optima.optimum(task, task.ref, task.rewards, 0.5)
+    advantage = solved.q - solved.v[:, :, None]
+    for name, occupancy in (("credit_corr", policy), ("credit_corr_ref", task.ref)):
+        expected = measures.credit_correlation(task, policy, task.ref, advantage, occupancy)
+        assert row[f"exact/{name}"] == pytest.approx(expected, abs=1e-5)
+    parts = measures.regret_by_position(task, evaluator.policy(models), best, 0.5)
+    assert parts.sum(1).mean().item() == pytest.approx(row["exact/regret"], abs=1e-5)
 
 
 def test_the_optimum_has_neither_regret_nor_gap(task, testbed_models):
@@ -27,11 +37,21 @@ def test_the_optimum_has_neither_regret_nor_gap(task, testbed_models):
     row = make_exact(task, models, 0.5)(models)
     assert row["exact/regret"] == pytest.approx(0, abs=1e-6)
     assert row["exact/gap"] == pytest.approx(0, abs=1e-6)
+    for name in ("efficiency", "credit_corr", "credit_corr_ref"):
+        assert row[f"exact/{name}"] == pytest.approx(1, abs=1e-5)
 
 
-def test_without_beta_there_is_no_regret(task, testbed_models):
+def test_without_beta_there_is_no_regret(task, random_policy, testbed_models):
+    models = testbed_models(task, random_policy(task, 1))
+    with_beta, without = (make_exact(task, models, beta)(models).keys() for beta in (0.5, None))
+    assert with_beta - without == {"exact/regret", "exact/credit_corr", "exact/credit_corr_ref"}
+
+
+def test_a_policy_that_has_not_moved_has_neither_efficiency_nor_credit(task, testbed_models):
     models = testbed_models(task)
-    assert "exact/regret" not in make_exact(task, models, None)(models)
+    row = make_exact(task, models, 0.5)(models)
+    assert "exact/gap" in row
+    assert not {"exact/efficiency", "exact/credit_corr", "exact/credit_corr_ref"} & row.keys()
 
 
 def test_temperature_belongs_to_policy_and_reference(task, testbed_models):

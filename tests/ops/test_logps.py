@@ -88,6 +88,18 @@ def test_a_batch_without_completions_scores_nothing(random_llama):
     assert (logps == 0).all()
 
 
+def test_what_is_not_scored_may_hold_ids_that_the_model_reads_but_never_writes(task, testbed_models):
+    """A second prompt token and padding of id 4 beside scored columns; the table writes 0 to 2."""
+    model = testbed_models(task).policy
+    ids = torch.tensor([[4, 1, 0, 4], [4, 4, 1, 0]])
+    attention = torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1]]).bool()
+    sequences = Sequences(ids, attention, torch.tensor([[0, 1, 1, 0], [0, 0, 1, 1]]).bool())
+    logps, _ = token_logps(model, sequences)
+    assert torch.equal(logps[0, 1:3], logps[1, 2:])
+    logits, first = completion_logits(model, sequences)
+    assert torch.equal(compare(logits, logits, first, sequences).logps, logps)
+
+
 def test_both_kl_estimates_have_the_exact_sequence_kl_as_their_mean(random_policy, testbed_models):
     """Per prompt, within 4 standard errors; and summing exact per-token KLs is the steadier of the two."""
     task = make_testbed(vocab=4, horizon=3, prompts=2, seed=0, reward="ngram")
