@@ -74,11 +74,15 @@ def conditionals_of(task: Testbed, logps: Tensor, elsewhere: Tensor | None = Non
 
 def tilted(task: Testbed, ref: Tensor, rewards: Tensor, beta: float) -> tuple[float, float]:
     """(mean KL to the reference in nats, mean reward) of pi*_beta, straight from ref exp(r/beta)/Z over answers."""
-    mass, scaled = answer_logps(task, ref).flatten(1), (rewards / beta).flatten(1)
-    logps = (mass + scaled).log_softmax(1)
+    return _tilted(answer_logps(task, ref).flatten(1), rewards.flatten(1), beta)
+
+
+def _tilted(mass: Tensor, rewards: Tensor, beta: float) -> tuple[float, float]:
+    """`tilted` where the reference's answers [prompts, places] are known."""
+    logps = (mass + rewards / beta).log_softmax(1)
     p = logps.exp()
     kl = torch.where(p > 0, p * (logps - mass), 0.0).sum(1).mean()
-    return float(kl), float((p * rewards.flatten(1)).sum(1).mean())
+    return float(kl), float((p * rewards).sum(1).mean())
 
 
 def frontier(
@@ -87,16 +91,18 @@ def frontier(
     """The exact reward-KL Pareto frontier: {"beta", "kl", "reward"} of pi*_beta, KL rising, averaged over
     prompts. One beta for all prompts traces the frontier of the mean KL and the mean reward; its slope
     d reward / d KL is beta, because d reward = Var(r) d(1/beta) and d KL = Var(r)/beta d(1/beta)."""
-    points = [tilted(task, ref, rewards, beta) for beta in betas]
+    mass = answer_logps(task, ref).flatten(1)
+    points = [_tilted(mass, rewards.flatten(1), beta) for beta in betas]
     return {"beta": list(betas), "kl": [kl for kl, _ in points], "reward": [reward for _, reward in points]}
 
 
 def frontier_reward(task: Testbed, ref: Tensor, rewards: Tensor, kl: float) -> float:
     """The largest mean reward at a mean KL of at most `kl` nats, by bisection on log beta."""
+    mass = answer_logps(task, ref).flatten(1)
     low, high = -12.0, 12.0  # log beta
     for _ in range(60):
         middle = (low + high) / 2
-        if tilted(task, ref, rewards, math.exp(middle))[0] > kl:
+        if _tilted(mass, rewards.flatten(1), math.exp(middle))[0] > kl:
             low = middle
         else:
             high = middle
