@@ -18,7 +18,7 @@ from rlpref.testbed.exact import sequence_kl
 from rlpref.testbed.preferences import bradley_terry
 from rlpref.testbed.task import conditionals, make_testbed
 
-TASKS = (0, 1)  # testbed.seed
+TASKS = (0, pytest.param(1, marks=pytest.mark.slow))  # testbed.seed
 IPO = ["testbed.horizon=1", "beta=0.1"]  # beta is IPO's tau
 REGRET = {"ppo": 0.005, "dpo": 0.02, "iterative_dpo": 0.03}
 
