@@ -77,7 +77,7 @@ def rloo(logps: Tensor, draws: Draws, kl: KL = k1) -> Tensor:
 
 def group_mean(logps: Tensor, draws: Draws) -> Tensor:
     """The mean of all k answers as the baseline. Liu et al. 2025 (2503.20783), Dr. GRPO."""
-    return per_answer(logps, (leave_one_out(penalised(draws)) * (1 - 1 / draws.scores.shape[-1])))
+    return per_answer(logps, leave_one_out(penalised(draws)) * (1 - 1 / draws.scores.shape[-1]))
 
 
 def group_std(logps: Tensor, draws: Draws) -> Tensor:
