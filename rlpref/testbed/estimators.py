@@ -166,7 +166,7 @@ KL_PLACEMENTS = {
     "k3 in reward and as loss": Estimator(k3_whole, "none", "both terms of grad E[k3], and E[k3] = KL"),
     "k1 as loss": Estimator(partial(kl_in_loss, kl=k1), "direction", "its derivative is the score, whose mean is 0"),
     "k2 as loss": Estimator(partial(kl_in_loss, kl=k2), "none", "its derivative is log-ratio * score: k1 in reward"),
-    "k3 as loss": Estimator(partial(kl_in_loss, kl=k3), "direction", "its mean derivative is grad KL(ref || pi)"),
+    "k3 as loss": Estimator(partial(kl_in_loss, kl=k3), "direction", "its mean derivative is that of the forward KL"),
     "k1 as loss, per token": Estimator(
         partial(kl_in_loss, kl=k1, per_token=True), "direction", "the same as k1 of the answer: mean 0"
     ),

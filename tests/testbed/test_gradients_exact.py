@@ -277,3 +277,4 @@ def test_the_experiment_writes_its_tables(tmp_path, capsys):
         assert (biases < 1e-10).all() if entry.bias == "none" else (biases > 1e-2).all()
         label = {"none": "unbiased", "scale": "BIASED in length only", "direction": "BIASED"}[entry.bias]
         assert f"| {name} | {label} |" in page
+        assert "|" not in name + entry.why  # it would end a cell of the table
