@@ -2,6 +2,8 @@
 
 Schulman et al. 2017 (1707.06347); for language models Ziegler et al. 2019 (1909.08593), Ouyang et al. 2022
 (2203.02155). The reward of token t is -beta log policy/ref; the last token also gets the score of the answer.
+Whitening, the mean over the tokens of a minibatch, and lambda below 1 with an inexact critic each bias the gradient:
+`testbed.estimators` says why and `experiments/README.md` by how much.
 """
 
 from __future__ import annotations
