@@ -27,8 +27,8 @@ TITLES |= {"gap": "gap to the frontier", "n": "seeds"}
 
 
 def convergence(sweep: Sweep) -> pd.DataFrame:
-    """One row per method, model, task and whatever else was swept: `n` finished runs, the mean over seeds of each of MEASURES and `_low`,
-    `_high` of its 95% interval (Student's t), and `unfinished`, the runs of the cell that stand in no mean.
+    """One row per method, model, task and whatever else was swept: `n` finished runs, the mean over seeds of each of
+    MEASURES and `_low`, `_high` of its 95% interval (Student's t), and `unfinished`, the runs that stand in no mean.
 
     regret and gap are in units of reward, kl in nats per answer. own_regret is the regret for AT_THE_OPTIMUM; it is in
     units of the win rate for IPO, and in nats for SFT, which has no beta and so no regret (NaN). A cell without a
