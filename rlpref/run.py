@@ -6,6 +6,7 @@ import os
 import sys
 import time
 import warnings
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -21,6 +22,7 @@ from rlpref.logging.card import environment, peak_memory_mb
 from rlpref.logging.folder import RunFolder, config_hash, read_json, write_atomically, write_json
 from rlpref.logging.mirror import NoMirror, make_mirror
 from rlpref.report import run_figure
+from rlpref.testbed.own import own_regret
 from rlpref.trainer import Trainer
 
 ALL_THREADS = torch.get_num_threads()  # as torch chose it: jobs of one process may have set other numbers
@@ -67,7 +69,8 @@ def _train(config: dict, checked, folder: RunFolder, group: str) -> dict:
     torch.manual_seed(config["seed"])
     parts = build(config, checked)
     beta = config["beta"] if reads_beta(config["algorithm"]) else None
-    exact = make_exact(parts.task, parts.models, beta) if parts.task else None
+    own = partial(own_regret, config["algorithm"], config["data"])
+    exact = make_exact(parts.task, parts.models, beta, own) if parts.task else None
     if exact:
         write_json(folder.path / "frontier.json", exact.frontier())
     times, sizes = checked.evaluation

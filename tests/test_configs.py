@@ -68,6 +68,7 @@ CASES = {
     "hf experiment": [*runs.TINY, "experiment=sentiment", *HF, "algorithm.batch_size=8"],
     "hf hh experiment": [*runs.TINY, "experiment=hh", *HF, "data.path={hh}", "algorithm.batch_size=8"],
     "demo": [*runs.TESTBED, "experiment=demo", *M["dpo"]],
+    "convergence": [*runs.TESTBED, "experiment=convergence", *M["ipo"]],
     "stories jsonl": [*runs.TINY, *STORIES, "data=jsonl", "data.path={jsonl}", "algorithm.batch_size=8"],
     "stories hh": [*runs.TINY, *STORIES, "data=hh", "data.path={some_hh}", "algorithm.batch_size=8"],
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from rlpref.models.bundle import Models
 from rlpref.testbed import exact, measures, optima
 from rlpref.testbed.coverage import coverage, pair_distribution
+from rlpref.testbed.own import OwnRegret
 from rlpref.testbed.task import Testbed, conditionals
 
 
@@ -23,12 +24,13 @@ class ExactEvaluator:
     task: Testbed
     ref: Tensor  # conditionals of the initial reference
     beta: float | None  # None: the run optimises no KL-regularised objective, so it has no regret
+    own_regret: OwnRegret | None = None  # None: the loss aims at the KL-regularised optimum, or at nothing known
 
     def __call__(self, models: Models) -> dict[str, float]:
         """Mean over prompts of reward, KL to the initial reference, regret, gap to the frontier, ...
 
         What is not defined is left out: efficiency and credit of a policy that has not moved, regret and credit
-        without a beta.
+        without a beta. So is the own regret where it is the regret: see rlpref.testbed.own.
         """
         task, rewards = self.task, self.task.rewards
         policy = self.policy(models)
@@ -44,6 +46,8 @@ class ExactEvaluator:
             "exact/entropy": float(exact.entropy(task, policy).mean()),
             "exact/length": float(exact.expectation(task, policy, exact.lengths(task)).mean()),
         }
+        if self.own_regret:
+            row["exact/own_regret"] = self.own_regret(policy)
         if self.beta is not None:
             best = optima.optimum(task, self.ref, rewards, self.beta)
             row["exact/regret"] = float(best.v[:, 0].mean()) - (reward - self.beta * kl)
@@ -69,6 +73,13 @@ class ExactEvaluator:
         return optima.frontier(self.task, self.ref, self.task.rewards)
 
 
-def make_exact(task: Testbed, models: Models, beta: float | None) -> ExactEvaluator:
-    with models.initial.active() as ref:
-        return ExactEvaluator(task, conditionals(task, ref, models.temperature).cpu(), beta)
+def make_exact(
+    task: Testbed,
+    models: Models,
+    beta: float | None,
+    own: Callable[[Testbed, Tensor], OwnRegret | None] = lambda task, ref: None,
+) -> ExactEvaluator:
+    """`own` makes the own regret of the run's algorithm from task and enumerated reference."""
+    with models.initial.active() as initial:
+        ref = conditionals(task, initial, models.temperature).cpu()
+    return ExactEvaluator(task, ref, beta, own(task, ref))

@@ -1,0 +1,96 @@
+"""The convergence table: how far each method ends from its own optimum, and from the KL-regularised one.
+
+    rlpref experiment=convergence
+    python experiments/convergence.py runs/convergence
+
+reads the run folders and writes convergence.csv and convergence.md into <folder>/report.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import pandas as pd
+import yaml
+
+from rlpref.logging.folder import write_atomically
+from rlpref.report import Interval, Sweep, load, mean_interval
+from rlpref.report.tables import markdown
+
+CELL = ["method", "model", "task"]
+IN_CELL = ("model.kind", "testbed.reward")
+AT_THE_OPTIMUM = ("dpo", "iterative_dpo", "ppo")  # their own optimum is the KL-regularised one in this study
+MEASURES = {"regret": "exact/regret", "own_regret": "exact/own_regret", "kl": "exact/kl", "gap": "exact/gap"}
+TITLES = {"regret": "regret to the KL-regularised optimum", "own_regret": "own regret", "kl": "KL (nats)"}
+TITLES |= {"gap": "gap to the frontier", "n": "seeds"}
+
+
+def convergence(sweep: Sweep) -> pd.DataFrame:
+    """One row per method, model, task and whatever else was swept: `n` finished runs, the mean over seeds of each of
+    MEASURES and `_low`, `_high` of its 95% interval (Student's t), and `unfinished`, the runs that stand in no mean.
+
+    regret and gap are in units of reward, kl in nats per answer. own_regret is the regret for AT_THE_OPTIMUM; it is in
+    units of the win rate for IPO, and in nats for SFT, which has no beta and so no regret (NaN). A cell without a
+    finished run keeps its row, with n = 0; a run whose config cannot be read has no cell.
+    """
+    known = sweep.runs[sweep.runs["method"].notna()]
+    cells = pd.DataFrame([_cell(sweep.configs[run]) for run in known["run"]], columns=CELL)
+    swept = ["beta"] * (known["beta"].nunique() > 1) + [key for key in sweep.keys if key not in IN_CELL]
+    cells = cells.join(known[swept].reset_index(drop=True))
+    rows = []
+    for cell, members in cells.groupby([*CELL, *swept], dropna=False):
+        runs = known.iloc[members.index]
+        unfinished = runs["status"] != "done"
+        row = dict(zip(cells.columns, cell)) | {"n": int((~unfinished).sum())}
+        for name, key in MEASURES.items():
+            same = name == "own_regret" and row["method"] in AT_THE_OPTIMUM
+            interval = mean_interval(runs[~unfinished].get(MEASURES["regret"] if same else key, []))
+            row |= {name: interval.mean, f"{name}_low": interval.low, f"{name}_high": interval.high}
+        rows.append(row | {"unfinished": "; ".join(runs.loc[unfinished, "run"])})
+    return pd.DataFrame(rows)
+
+
+def readable(table: pd.DataFrame) -> pd.DataFrame:
+    """The table as text: 'mean [low, high]', '-' for what there is not."""
+    columns = {name: table[name].astype(str) for name in table.columns[: table.columns.get_loc("n") + 1]}
+    for name in MEASURES:
+        intervals = zip(table[name], table[f"{name}_low"], table[f"{name}_high"])
+        columns[name] = [_text(Interval(*interval)) for interval in intervals]
+    columns["unfinished"] = table["unfinished"]
+    if not table["unfinished"].any():
+        del columns["unfinished"]
+    return pd.DataFrame(columns).rename(columns=TITLES)
+
+
+def write(folder: Path) -> pd.DataFrame:
+    """Writes <folder>/report/convergence.csv and .md whole or not at all; returns the table. Raises
+    rlpref.report.NoRuns where the folder holds no run."""
+    table = convergence(load(folder))
+    write_atomically(folder / "report" / "convergence.csv", table.to_csv(index=False))
+    write_atomically(folder / "report" / "convergence.md", markdown(readable(table)))
+    return table
+
+
+def _cell(config_text: str) -> tuple[str, str, str]:
+    """CELL of a run, from its config: the sweep itself has columns only for settings that differ between runs."""
+    config = yaml.safe_load(config_text)
+    return config["algorithm"]["name"], config["model"]["kind"], config["testbed"]["reward"]
+
+
+def _text(interval: Interval, places: int = 4) -> str:
+    if pd.isna(interval.mean):
+        return "-"
+    mean, low, high = (f"{round(value, places) + 0.0:.{places}f}" for value in interval)
+    return f"{mean} [-]" if pd.isna(interval.low) else f"{mean} [{low}, {high}]"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="the sweep's folder, such as runs/convergence")
+    folder = parser.parse_args().folder
+    print(markdown(readable(write(folder))), end="")
+
+
+if __name__ == "__main__":
+    main()
