@@ -126,6 +126,7 @@ def test_the_same_sweep_again_runs_nothing_again(sweep, command, monkeypatch):
     assert {job.name: (job / "metrics.jsonl").stat().st_mtime_ns for job in jobs(folder)} == before
 
 
+@pytest.mark.slow
 def test_failing_and_refused_jobs_do_not_stop_the_others(command, tmp_path):
     grid = ["algorithm=sft,ppo", "beta=0.3", "optimizer.lr=1e30,0.1", *SMALL, "logger.mode=disabled"]
     code, out, err = command("-m", *grid, f"hydra.sweep.dir={tmp_path}/sweep")
@@ -139,6 +140,7 @@ def test_failing_and_refused_jobs_do_not_stop_the_others(command, tmp_path):
     assert all(name in page for name, state in states.items() if state == "failed")
 
 
+@pytest.mark.slow
 def test_only_the_unfinished_jobs_of_a_sweep_are_run_again(command, tmp_path, monkeypatch):
     from rlpref import run
 

@@ -208,6 +208,7 @@ def test_every_file_of_conf_is_in_a_case():
     assert used == existing, f"add a case for {sorted(existing - used)}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["hf sentiment", "hf sentiment lora"])
 def test_a_language_model_gives_the_same_numbers_again(case, places, tmp_path):
     """Adapters and heads draw their start from the run's seed, not from what the process drew before."""

@@ -9,6 +9,8 @@ import pytest
 import runs
 from rlpref.report import NoRuns, load
 
+pytestmark = pytest.mark.slow  # whole runs
+
 SHORT = {
     "sft": ["data.pairs=4000"],
     "dpo": ["data.pairs=4000"],

@@ -18,7 +18,9 @@ from rlpref.testbed.exact import sequence_kl
 from rlpref.testbed.preferences import bradley_terry
 from rlpref.testbed.task import conditionals, make_testbed
 
-TASKS = (0, pytest.param(1, marks=pytest.mark.slow))  # testbed.seed
+pytestmark = pytest.mark.slow
+
+TASKS = (0, 1)  # testbed.seed
 IPO = ["testbed.horizon=1", "beta=0.1"]  # beta is IPO's tau
 REGRET = {"ppo": 0.005, "dpo": 0.02, "iterative_dpo": 0.03}
 
@@ -92,7 +94,6 @@ TINY = {  # budgets of a test
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("algorithm", TINY)
 def test_a_transformer_learns_by_the_same_files(algorithm, tmp_path):
     """The tiny Llama, enumerated like the table: most of the regret goes, and nothing crosses the frontier."""

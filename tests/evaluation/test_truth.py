@@ -120,6 +120,7 @@ def test_the_evaluator_samples_the_truth(case):
         assert abs(row.get(f"exact/{name}", expected[name]) - expected[name]) < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", [c for c in CASES if c[1:] == (True, 0.7)], ids=list(ANSWERS), indirect=True)
 def test_the_kl_of_another_distribution_is_told_apart(case):
     """The test above is sharp enough: the KL of the untempered policies lies outside its interval."""

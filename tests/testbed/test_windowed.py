@@ -228,6 +228,7 @@ def long_task():
     return make_windowed(vocab, 64, 1, 0, context=2, ngram=3, automaton=automaton, length=length)
 
 
+@pytest.mark.slow
 def test_a_long_task_is_solved_exactly_in_seconds():
     """vocab 32, horizon 64, context 2, 8 automaton states: 8192 states. Under a second on an idle core; the
     bound leaves room for a busy one."""
