@@ -15,8 +15,8 @@ import pandas as pd
 import yaml
 
 from rlpref.logging.folder import write_atomically
-from rlpref.report import Interval, Sweep, load, mean_interval
-from rlpref.report.tables import markdown
+from rlpref.report import Sweep, load, mean_interval
+from rlpref.report.tables import interval_text, markdown
 
 CELL = ["method", "model", "task"]
 IN_CELL = ("model.kind", "testbed.reward")
@@ -56,7 +56,7 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
     columns = {name: table[name].astype(str) for name in table.columns[: table.columns.get_loc("n") + 1]}
     for name in MEASURES:
         intervals = zip(table[name], table[f"{name}_low"], table[f"{name}_high"])
-        columns[name] = [_text(Interval(*interval)) for interval in intervals]
+        columns[name] = [interval_text(*interval, places=4) for interval in intervals]
     columns["unfinished"] = table["unfinished"]
     if not table["unfinished"].any():
         del columns["unfinished"]
@@ -76,13 +76,6 @@ def _cell(config_text: str) -> tuple[str, str, str]:
     """CELL of a run, from its config: the sweep itself has columns only for settings that differ between runs."""
     config = yaml.safe_load(config_text)
     return config["algorithm"]["name"], config["model"]["kind"], config["testbed"]["reward"]
-
-
-def _text(interval: Interval, places: int = 4) -> str:
-    if pd.isna(interval.mean):
-        return "-"
-    mean, low, high = (f"{round(value, places) + 0.0:.{places}f}" for value in interval)
-    return f"{mean} [-]" if pd.isna(interval.low) else f"{mean} [{low}, {high}]"
 
 
 def main() -> None:

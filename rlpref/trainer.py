@@ -191,11 +191,8 @@ class Trainer:
 
     def _row(self) -> dict:
         at = self.at
-        return {"step": at.step, "round": at.round, **at.costs.row(), **self._times()}
-
-    def _times(self) -> dict[str, float]:
-        seconds, evaluating = self.at.seconds, self.at.evaluating
-        return {"time/seconds": round(seconds, 3), "time/training_seconds": round(seconds - evaluating, 3)}
+        times = {"time/seconds": round(at.seconds, 3), "time/training_seconds": round(at.seconds - at.evaluating, 3)}
+        return {"step": at.step, "round": at.round, **at.costs.row(), **times}
 
     def _log(self, row: dict) -> None:
         self.folder.log(row)
@@ -238,7 +235,8 @@ class Trainer:
         if moved := (path / "ref.safetensors").exists():
             self.models.ref = snapshot(self.models.policy)
         state = checkpoint.load(path, self._modules())
-        self.models.ref.hash = weights_hash(self.models.ref.model) if moved else self.models.ref.hash
+        if moved:
+            self.models.ref.hash = weights_hash(self.models.ref.model)
         self.at = Progress(**state["progress"] | {"costs": Costs(**state["progress"]["costs"])})
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])

@@ -33,14 +33,14 @@ class Reference:
 def freeze(policy: nn.Module) -> Reference:
     """The policy as it is now, before training: shared with a LoRA policy whose adapter is still zero, else a
     frozen deep copy."""
-    if has_adapter(policy) and adapter_is_zero(policy):
-        return Reference(policy, adapter_off=True, hash=policy_hash(policy))
+    if adapter_is_zero(policy):
+        return Reference(policy, adapter_off=True, hash=base_hash(policy))
     return snapshot(policy)
 
 
 def policy_hash(policy: nn.Module) -> str:
     """Equal for policies that compute the same: an adapter that is still zero does not count."""
-    return base_hash(policy) if has_adapter(policy) and adapter_is_zero(policy) else weights_hash(policy)
+    return base_hash(policy) if adapter_is_zero(policy) else weights_hash(policy)
 
 
 def snapshot(policy: nn.Module) -> Reference:
@@ -50,5 +50,5 @@ def snapshot(policy: nn.Module) -> Reference:
 
 
 def adapter_is_zero(policy: nn.Module) -> bool:
-    """Whether every LoRA B is zero, so that the adapter adds nothing."""
-    return not any(p.any() for name, p in policy.named_parameters() if ".lora_B." in name)
+    """Whether there is an adapter and every LoRA B is zero, so that it adds nothing."""
+    return has_adapter(policy) and not any(p.any() for name, p in policy.named_parameters() if ".lora_B." in name)

@@ -29,7 +29,7 @@ def readable(headline: pd.DataFrame) -> pd.DataFrame:
         if name in METRICS:
             low, high = headline[f"{name}_low"], headline[f"{name}_high"]
             places = DECIMALS.get(name, 3)
-            columns[TITLES[name]] = [_interval(*row, places) for row in zip(headline[name], low, high)]
+            columns[TITLES[name]] = [interval_text(*row, places) for row in zip(headline[name], low, high)]
             if f"{name}_se" in headline:
                 over = map(prompt_interval, headline[name], headline[f"{name}_se"])
                 columns[_over_prompts(name)] = [_range(i.low, i.high, places) for i in over]
@@ -77,7 +77,8 @@ def markdown(table: pd.DataFrame) -> str:
     return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |\n" for row in rows)
 
 
-def _interval(mean: float, low: float, high: float, places: int) -> str:
+def interval_text(mean: float, low: float, high: float, places: int) -> str:
+    """'mean [low, high]'; '-' without a mean, 'mean [-]' without an interval."""
     if math.isnan(mean):
         return "-"
     return f"{_fixed(mean, places)} {_range(low, high, places)}"

@@ -19,7 +19,7 @@ from rlpref.binding import ConfigError, bind, choose
 from rlpref.testbed.exact import answer_logps
 from rlpref.testbed.optima import optimum
 from rlpref.testbed.rewards import contains
-from rlpref.testbed.task import LARGEST_TREE, Testbed, answer_tokens
+from rlpref.testbed.task import LARGEST_TREE, Testbed, answer_places, answer_tokens
 
 
 @dataclass
@@ -136,7 +136,7 @@ def coverage(task: Testbed, pi_star: Tensor, mu: Tensor | NearPairs) -> dict[str
 def _codes(task: Testbed) -> tuple[Tensor, Tensor]:
     """The flat places of all finished answers, and each one's string, filled up with EOS, read as a number to the
     base `vocab`."""
-    answers = task.ends.flatten().nonzero()[:, 0]
+    answers = answer_places(task)
     return answers, (_strings(task, answers) * _powers(task)).sum(-1)
 
 

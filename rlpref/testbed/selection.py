@@ -16,7 +16,7 @@ from torch import Tensor
 
 from rlpref.testbed.exact import answer_logps
 from rlpref.testbed.optima import conditionals_of
-from rlpref.testbed.task import Testbed
+from rlpref.testbed.task import Testbed, answer_places
 
 TIE = 1e-9  # in units of the score
 
@@ -100,7 +100,7 @@ def _at_least_one(n: float) -> None:
 
 def _levels(task: Testbed, ref: Tensor, scores: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
     """Per prompt: the level [answers] of each answer, the mass [levels] of each level, lowest first, and log F."""
-    answers = task.ends.flatten().nonzero()[:, 0]
+    answers = answer_places(task)
     mass, scores = answer_logps(task, ref).flatten(1)[:, answers].exp(), scores.flatten(1)[:, answers]
     levels = []
     for x in range(len(mass)):
@@ -124,7 +124,7 @@ def _log_best(mass: Tensor, log_f: Tensor, n: float) -> Tensor:
 
 def _reweighted(task: Testbed, ref: Tensor, scores: Tensor, selection: Selection) -> Tensor:
     """Conditionals of the reference with the mass of each level of its scores replaced."""
-    answers = task.ends.flatten().nonzero()[:, 0]
+    answers = answer_places(task)
     logps = answer_logps(task, ref).flatten(1)
     for x, (level, mass, log_f) in enumerate(_levels(task, ref, scores)):
         gain = torch.where(mass > 0, selection(mass, log_f) - mass.log(), 0.0)

@@ -128,7 +128,7 @@ class WindowedOptimum:
 
 
 def solve(task: WindowedTask, beta: float) -> WindowedOptimum:
-    """Soft Bellman backward induction, as in `exact.optimum`: V(s) = beta log sum_a ref(a|s) exp(Q(s,a)/beta),
+    """Soft Bellman backward induction, as in `optima.optimum`: V(s) = beta log sum_a ref(a|s) exp(Q(s,a)/beta),
     Q(s,a) = r(s,a) + V(sa), V = 0 after the end; pi*(a|s) = ref(a|s) exp((Q - V)/beta)."""
     policy = task.ref.new_empty(task.horizon, *task.ref.shape)
     v = task.ref.new_empty(policy.shape[:-1])
