@@ -31,9 +31,9 @@ PLANTS = [
     Plant(
         "kl_sign",
         "PPO pays for distance from the reference instead of charging for it",
-        "algorithms/ppo.py",
-        "rewards = -self.beta *",
-        "rewards = self.beta *",
+        "ops/gae.py",
+        "rewards = -beta * log_ratio",
+        "rewards = beta * log_ratio",
         "algorithms/test_ppo.py",
     ),
     Plant(

@@ -21,8 +21,8 @@ from rlpref.data.preferences import PreferenceData
 from rlpref.losses import ppo_clip, value_clip
 from rlpref.models.bundle import Models, in_chunks
 from rlpref.models.heads import ScalarHead
-from rlpref.ops.gae import gae
-from rlpref.ops.masked import last_masked, masked_mean, masked_whiten
+from rlpref.ops.gae import gae, penalised_rewards
+from rlpref.ops.masked import masked_mean, masked_whiten
 from rlpref.rollout.sampler import ends_with_eos
 from rlpref.types import Rollouts, Sequences
 
@@ -77,8 +77,7 @@ class PPO:
         scores = after_eos_rule(raw, finished, self.eos_rule, self.eos_penalty)
         ref_logps = models.ref_logps(sequences)
         values = in_chunks(lambda part: state_values(models.critic, part), sequences, models.chunk)
-        rewards = -self.beta * (samples.logps - ref_logps)
-        rewards[torch.arange(len(rewards)), last_masked(mask)] += scores
+        rewards = penalised_rewards(scores, samples.logps - ref_logps, mask, self.beta)
         advantages = gae(rewards, values, mask, self.gamma, self.gae_lambda)
         returns = torch.where(mask, advantages + values, 0.0)
         kl = (samples.logps - ref_logps).sum(1)

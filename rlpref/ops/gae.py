@@ -1,9 +1,19 @@
-"""Generalised advantage estimation."""
+"""Per-token rewards with the KL in them, and generalised advantage estimation."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+from rlpref.ops.masked import last_masked
+
+
+def penalised_rewards(scores: Tensor, log_ratio: Tensor, mask: Tensor, beta: float) -> Tensor:
+    """[B, T] reward after each token: -beta log policy/ref, and with the last masked token the answer's score [B].
+    Ziegler et al. 2019 (1909.08593), eq. 2, spread over the tokens."""
+    rewards = -beta * log_ratio
+    rewards[torch.arange(len(rewards)), last_masked(mask)] += scores
+    return rewards
 
 
 def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, gae_lambda: float) -> Tensor:

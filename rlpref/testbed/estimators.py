@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from rlpref.losses.tokens import ppo_clip
-from rlpref.ops.gae import gae
+from rlpref.ops.gae import gae, penalised_rewards
 from rlpref.ops.kl import k1, k2, k3
-from rlpref.ops.masked import last_masked, masked_whiten
+from rlpref.ops.masked import masked_whiten
 from rlpref.testbed.gradients import Draws, Surrogate
 
 KL = Callable[[Tensor], Tensor]  # log-ratio -> estimate of the KL
@@ -102,8 +102,8 @@ def ppo(
     """PPO's clipped surrogate at ratio 1: per-token KL in the reward, GAE with gamma 1, as `algorithms.ppo` has it.
     The batch that is whitened is the k answers to one prompt."""
     mask = draws.mask.flatten(0, -2)
-    rewards = -draws.beta * k1(draws.logps - draws.ref_logps).flatten(0, -2)
-    rewards[torch.arange(len(rewards)), last_masked(mask)] += draws.scores.flatten()
+    log_ratio = (draws.logps - draws.ref_logps).flatten(0, -2)
+    rewards = penalised_rewards(draws.scores.flatten(), log_ratio, mask, draws.beta)
     values = draws.values.flatten(0, -2) if critic == "exact" else torch.zeros_like(rewards)
     advantages = gae(rewards, values, mask, 1.0, gae_lambda).view_as(logps)
     if whiten:

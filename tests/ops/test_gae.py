@@ -1,6 +1,6 @@
 import torch
 
-from rlpref.ops.gae import gae
+from rlpref.ops.gae import gae, penalised_rewards
 
 
 def uneven(seed=0):
@@ -51,3 +51,13 @@ def test_padding_changes_nothing_and_gets_nothing():
     assert torch.equal(gae(*wide, wide_mask, 0.9, 0.8)[:, 3:-3], base)
     other = torch.where(mask, rewards, torch.tensor(-5.0)), torch.where(mask, values, torch.tensor(9.0))
     assert torch.equal(gae(*other, mask, 0.9, 0.8), base)
+
+
+def test_the_score_goes_to_the_last_real_token_and_the_kl_to_every_one():
+    log_ratio, _, mask = uneven()
+    log_ratio = torch.where(mask, log_ratio, 0.0)
+    scores = torch.tensor([1.0, -2.0, 0.5, 3.0], dtype=torch.float64)
+    rewards = penalised_rewards(scores, log_ratio, mask, beta=0.3)
+    assert torch.allclose(rewards.sum(1), scores - 0.3 * log_ratio.sum(1))
+    for i, last in enumerate([8, 6, 3, 7]):
+        assert torch.isclose(rewards[i, last], scores[i] - 0.3 * log_ratio[i, last])
