@@ -10,6 +10,7 @@ from torch import Tensor
 from rlpref.algorithms.algorithm import Loss, Round, StartError
 from rlpref.losses import make_loss
 from rlpref.models.bundle import Models
+from rlpref.ops.blocks import chosen_rows, spread
 from rlpref.rollout.sampler import sample
 from rlpref.types import PairLogps, Pairs, Prompts, Samples, Sequences, cat
 
@@ -48,8 +49,9 @@ def pair_logps(models: Models, pairs: Pairs) -> PairLogps:
     )
 
 
-def pair_loss(objective, scale: float, lp: PairLogps) -> Loss:
-    """A pair loss with the metrics of every preference method."""
+def pair_loss(objective, scale: float | Tensor, lp: PairLogps) -> Loss:
+    """A pair loss with the metrics of every preference method. `scale` is one number or one for each run."""
+    scale = spread(scale, len(lp.chosen))
     chosen = scale * (lp.chosen - lp.ref_chosen).detach()
     rejected = scale * (lp.rejected - lp.ref_rejected).detach()
     metrics = {
@@ -91,12 +93,16 @@ def require_equal(what: str, found: float, expected: float, slack: float) -> Non
         )
 
 
-def choose_prompts(prompts: Prompts, n: int, generator: torch.Generator) -> Prompts:
-    """n prompts at random; none twice before all have come once."""
-    rounds = -(-n // len(prompts))
-    device = generator.device
-    order = torch.cat([torch.randperm(len(prompts), generator=generator, device=device) for _ in range(rounds)])
-    return prompts[order[:n].to(prompts.ids.device)]
+def choose_prompts(prompts: Prompts, n: int, generators: list[torch.Generator]) -> Prompts:
+    """n prompts at random for each generator, from its own block of prompts; none twice before all have come once."""
+    own = len(prompts) // len(generators)
+    chosen = chosen_rows([_order(own, n, generator) for generator in generators], len(prompts))
+    return prompts[chosen.to(prompts.ids.device)]
+
+
+def _order(of: int, n: int, generator: torch.Generator) -> Tensor:
+    rounds = -(-n // of)
+    return torch.cat([torch.randperm(of, generator=generator, device=generator.device) for _ in range(rounds)])[:n]
 
 
 def sample_answers(models: Models, prompts: Prompts, k: int, round: Round) -> Samples:
@@ -108,15 +114,14 @@ def sample_answers(models: Models, prompts: Prompts, k: int, round: Round) -> Sa
         models.max_new_tokens,
         models.temperature,
         models.eos_token_id,
-        round.generator,
+        round.generators,
         models.chunk,
     )
-    round.costs.samples += len(samples)
-    round.costs.tokens += int(samples.sequences.attention_mask.sum())
+    round.charge(samples=len(samples), tokens=samples.sequences.attention_mask.sum(1))
     return samples
 
 
 def score(models: Models, sequences: Sequences, round: Round) -> Tensor:
     """[B] reward of each answer, each counted as one label."""
-    round.costs.labels += len(sequences)
+    round.charge(labels=len(sequences))
     return models.reward(sequences).to(models.device)

@@ -21,8 +21,9 @@ from rlpref.data.preferences import PreferenceData
 from rlpref.losses import ppo_clip, value_clip
 from rlpref.models.bundle import Models, in_chunks
 from rlpref.models.heads import ScalarHead
+from rlpref.ops.blocks import blocks, spread
 from rlpref.ops.gae import gae, penalised_rewards
-from rlpref.ops.masked import masked_mean, masked_whiten
+from rlpref.ops.masked import masked_mean, masked_variance, masked_whiten
 from rlpref.rollout.sampler import ends_with_eos
 from rlpref.types import Rollouts, Sequences
 
@@ -69,7 +70,7 @@ class PPO:
         return self.prompts_per_round * self.k
 
     def collect(self, models: Models, data: PreferenceData, round: Round) -> Rollouts:
-        prompts = choose_prompts(data.prompts, self.prompts_per_round, round.generator)
+        prompts = choose_prompts(data.prompts, self.prompts_per_round, round.generators)
         samples = sample_answers(models, prompts, self.k, round)
         sequences, mask = samples.sequences, samples.sequences.mask
         raw = score(models, sequences, round)
@@ -77,19 +78,20 @@ class PPO:
         scores = after_eos_rule(raw, finished, self.eos_rule, self.eos_penalty)
         ref_logps = models.ref_logps(sequences)
         values = in_chunks(lambda part: state_values(models.critic, part), sequences, models.chunk)
-        rewards = penalised_rewards(scores, samples.logps - ref_logps, mask, self.beta)
+        beta = spread(self.beta, len(scores))
+        rewards = penalised_rewards(scores, samples.logps - ref_logps, mask, beta)
         advantages = gae(rewards, values, mask, self.gamma, self.gae_lambda)
         returns = torch.where(mask, advantages + values, 0.0)
         kl = (samples.logps - ref_logps).sum(1)
         round.metrics |= {
-            "objective/scores": float(raw.mean()),
-            "objective/kl": float(kl.mean()),
-            "objective/rlhf_reward": float((scores - self.beta * kl).mean()),
-            "objective/eos_rate": float(finished.float().mean()),
-            "val/explained_var": explained_variance(returns[mask], values[mask]),
+            "objective/scores": round.mean(raw),
+            "objective/kl": round.mean(kl),
+            "objective/rlhf_reward": round.mean(scores - beta * kl),
+            "objective/eos_rate": round.mean(finished),
+            "val/explained_var": explained_variance(*(blocks(t, round.runs) for t in (returns, values, mask))),
         }
         if self.whiten_advantages:
-            advantages = masked_whiten(advantages, mask)
+            advantages = masked_whiten(blocks(advantages, round.runs), blocks(mask, round.runs)).flatten(0, 1)
         return Rollouts(sequences, samples.logps, ref_logps, values, advantages, returns, scores)
 
     def loss(self, models: Models, batch: Rollouts) -> Loss:
@@ -138,6 +140,7 @@ def after_eos_rule(scores: Tensor, finished: Tensor, rule: str, penalty: float |
     return torch.where(finished, scores, cut)
 
 
-def explained_variance(returns: Tensor, values: Tensor) -> float:
-    """1 - Var(returns - values) / Var(returns): 1 for a perfect critic, 0 for a constant one, and worse below."""
-    return float(1 - (returns - values).var(correction=0) / returns.var(correction=0).clamp(min=1e-12))
+def explained_variance(returns: Tensor, values: Tensor, mask: Tensor) -> Tensor:
+    """[..] 1 - Var(returns - values) / Var(returns) over the masked tokens of each batch [.., B, T]: 1 for a perfect
+    critic, 0 for a constant one, and worse below."""
+    return 1 - masked_variance(returns - values, mask) / masked_variance(returns, mask).clamp(min=1e-12)
