@@ -120,7 +120,7 @@ def _load_reward_model(config: dict, models: Models, empty: ScalarHead) -> Scala
 
 def _require_same_model(config: dict, run: Path, key: str, sections: tuple[str, ...]) -> None:
     """Weights of another run fit where these sections are equal, up to how the model is trained and computed."""
-    free = ("lr", "threads", "attn_implementation")
+    free = ("lr", "threads", "chunk", "attn_implementation")
     written = yaml.safe_load((run / "config.yaml").read_text())
     for section in sections:
         there, here = (

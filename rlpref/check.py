@@ -27,7 +27,7 @@ LANGUAGE_MODELS = {"hf": hf, "smollm2_135m": smollm2_135m, "stories260k": storie
 MODELS = TESTBED_MODELS | LANGUAGE_MODELS
 SECTIONS = (
     *("algorithm", "model", "data", "reward", "budget", "evaluation", "optimizer", "logger", "training", "testbed"),
-    *("beta", "temperature", "seed", "init", "device", "threads"),
+    *("beta", "temperature", "seed", "replicas", "init", "device", "threads"),
 )
 POSITIVE = {"rounds", "epochs", "batch_size", "prompts_per_round", "k", "times", "prompts", "pairs"}
 POSITIVE |= {"micro_batch_size", "chunk", "log_every", "checkpoint_every", "max_steps"}
@@ -65,7 +65,7 @@ def check(config: dict, overridden: tuple[str, ...] = ()) -> Checked:
     algorithm = dict(config["algorithm"])
     made = make_algorithm(algorithm.pop("kind"), algorithm, algorithm.pop("name"))
     _refuse_second_beta(config)
-    model = {key: value for key, value in config["model"].items() if key not in ("kind", "lr", "threads")}
+    model = {key: value for key, value in config["model"].items() if key not in ("kind", "lr", "threads", "chunk")}
     kind = config["model"]["kind"]
     builder = bind(choose(MODELS, kind, "model.kind"), model, f"model '{kind}'", int(kind in TESTBED_MODELS))
     if kind in LANGUAGE_MODELS:
@@ -100,6 +100,7 @@ def _run(
     beta: float,
     temperature: float,
     seed: int,
+    replicas: int,
     init: str | None,
     device: Literal["auto", "cpu", "cuda"],
     threads: int | None,
@@ -125,7 +126,7 @@ def _check_values(config: dict) -> None:
         for key, value in config[section].items():
             if key in POSITIVE and isinstance(value, int) and value < 1:
                 raise ConfigError(f"{section}.{key} must be at least 1, not {value}.")
-    for key in ("temperature", "threads"):
+    for key in ("temperature", "threads", "replicas"):
         if config[key] is not None and not config[key] > 0:
             raise ConfigError(f"{key} must be above 0, not {config[key]}.")
     if config["init"]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import time
@@ -27,6 +28,8 @@ from rlpref.report import run_figure
 from rlpref.testbed.own import own_regret
 from rlpref.trainer import Run, Trainer
 
+REPLICATED = ("tabular",)  # kinds of model that can be stacked
+MAY_DIFFER = {"algorithm": ("beta",), "model": ("lr",), "optimizer": ("lr",), "data": ("seed",)}
 ALL_THREADS = torch.get_num_threads()  # as torch chose it: jobs of one process may have set other numbers
 
 
@@ -80,6 +83,31 @@ def run_side_by_side(jobs: list[Job]) -> list[dict | Exception]:
     return [_attempt(lambda one: _train([one])[0], ready) if isinstance(ready, Ready) else ready for ready in found]
 
 
+def side_by_side(jobs: list[Job]) -> list[list[Job]]:
+    """The jobs in groups of at most `replicas` that differ in nothing but seeds, beta and learning rate, in the order
+    of their first. Only a model with a replica axis is grouped."""
+    groups: dict[str, list[Job]] = {}
+    for job in jobs:
+        alone = "" if job.config["model"]["kind"] in REPLICATED else str(job.folder)
+        groups.setdefault(json.dumps([alone, _in_common(job.config)], sort_keys=True), []).append(job)
+    return [
+        group[at : at + group[0].config["replicas"]]
+        for group in groups.values()
+        for at in range(0, len(group), group[0].config["replicas"])
+    ]
+
+
+def _in_common(config: dict) -> dict:
+    """The configuration without what may differ between runs that are trained side by side."""
+    kept = {section: dict(value) if isinstance(value, dict) else value for section, value in config.items()}
+    for section, keys in MAY_DIFFER.items():
+        for key in keys:
+            kept[section].pop(key, None)
+    if loss := kept["algorithm"].get("loss"):
+        kept["algorithm"]["loss"] = {key: value for key, value in loss.items() if key not in ("beta", "tau")}
+    return {section: value for section, value in kept.items() if section not in ("seed", "beta")}
+
+
 def _attempt(function: Callable, argument):
     try:
         return function(argument)
@@ -113,7 +141,7 @@ def _train(jobs: list[Ready]) -> list[dict]:
         job.set_status("running")
         write_atomically(job.folder.path / "config.yaml", yaml.safe_dump(job.config, sort_keys=False))
     try:
-        return _trained(jobs)
+        return _train_together(jobs)
     except KeyboardInterrupt:
         for job in jobs:
             job.set_status("interrupted")
@@ -124,7 +152,7 @@ def _train(jobs: list[Ready]) -> list[dict]:
         raise
 
 
-def _trained(jobs: list[Ready]) -> list[dict]:
+def _train_together(jobs: list[Ready]) -> list[dict]:
     started = time.perf_counter()
     first = jobs[0]
     torch.set_num_threads(first.config["threads"] or ALL_THREADS)

@@ -22,6 +22,7 @@ from rlpref.logging.folder import config_hash, write_json
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 FAILED: list[str] = []  # jobs of this process that did not finish
+WAITING: list = []  # jobs of a sweep with replicas: they are trained together when all are known
 
 
 def _config_path() -> str:
@@ -43,7 +44,7 @@ OmegaConf.register_new_resolver("rlpref.run_name", _run_name, replace=True)
 @hydra.main(version_base="1.3", config_path=_config_path(), config_name="train")
 def job(config: DictConfig) -> None:
     """One job. A failure is written into its run folder and remembered; the jobs after it still run."""
-    from rlpref.binding import ConfigError
+    from rlpref.run import Job, run_side_by_side
 
     plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     run_config = HydraConfig.get()
@@ -51,17 +52,34 @@ def job(config: DictConfig) -> None:
     sweep = run_config.mode == RunMode.MULTIRUN
     group = Path(run_config.sweep.dir).name if sweep else folder.name
     overridden = tuple(o.split("=")[0].lstrip("+~") for o in run_config.overrides.task)
-    try:
-        from rlpref.run import run
+    waiting = Job(plain, folder, group, overridden)
+    if sweep and plain["replicas"] > 1:
+        WAITING.append(waiting)
+    else:
+        _tell(waiting, *run_side_by_side([waiting]))
 
-        summary = run(plain, folder, group, overridden)
-        print(_line(folder, summary), flush=True)
-    except ConfigError as error:
-        FAILED.append(f"{folder}: {error}")
-        print(f"error: {error}", file=sys.stderr)
-    except Exception as error:
-        FAILED.append(f"{folder}: {type(error).__name__}: {error}")
-        traceback.print_exc()
+
+def _train_waiting() -> None:
+    from rlpref.run import run_side_by_side, side_by_side
+
+    jobs, WAITING[:] = list(WAITING), []
+    for together in side_by_side(jobs):
+        for waiting, result in zip(together, run_side_by_side(together)):
+            _tell(waiting, result)
+
+
+def _tell(job, result: dict | Exception) -> None:
+    """One line for a finished job; a failed one is remembered, too."""
+    from rlpref.binding import ConfigError
+
+    if isinstance(result, dict):
+        print(_line(job.folder, result), flush=True)
+    elif isinstance(result, ConfigError):
+        FAILED.append(f"{job.folder}: {result}")
+        print(f"error: {result}", file=sys.stderr)
+    else:
+        FAILED.append(f"{job.folder}: {type(result).__name__}: {result}")
+        traceback.print_exception(result)
 
 
 def _line(folder: Path, summary: dict) -> str:
@@ -71,7 +89,7 @@ def _line(folder: Path, summary: dict) -> str:
 
 
 class ReportCallback(Callback):
-    """Writes sweep.json when a sweep starts and builds its report when it ends."""
+    """Writes sweep.json when a sweep starts; trains the replicas and builds the report when all jobs are known."""
 
     def on_multirun_start(self, config: DictConfig, **_) -> None:
         overrides = list(config.hydra.overrides.task)
@@ -82,6 +100,7 @@ class ReportCallback(Callback):
 
     def on_multirun_end(self, config: DictConfig, **_) -> None:
         folder = Path(config.hydra.sweep.dir)
+        _train_waiting()
         try:
             from rlpref.report import build
 

@@ -8,6 +8,7 @@ the advantage of choosing token t. `mask` says which columns count.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -62,7 +63,7 @@ def token_counts(batch: TensorBatch) -> Tensor:
 def cat_blocks(batches: list, runs: int):
     """Rows of all batches under each other within each run's block (rlpref.ops.blocks)."""
     starts = torch.tensor([0, *(len(batch) for batch in batches)]).cumsum(0).tolist()
-    rows = [torch.arange(start, end).view(runs, -1) for start, end in zip(starts, starts[1:])]
+    rows = [torch.arange(start, end).view(runs, -1) for start, end in pairwise(starts)]
     return cat(batches)[torch.cat(rows, 1).flatten()]
 
 
@@ -132,7 +133,7 @@ class Sequences(TensorBatch):
         """Without the columns that are padding in every row. Do not use it where other [B, T] tensors are
         aligned with these columns."""
         used = self.attention_mask.any(0)
-        return self.map(lambda tensor: tensor[:, used])
+        return self if used.all() else self.map(lambda tensor: tensor[:, used])
 
 
 @dataclass
@@ -187,4 +188,6 @@ class Rollouts(TensorBatch):
     def trimmed(self) -> Rollouts:
         """Without the columns that are padding in every row, in all [B, T] tensors alike."""
         used = self.sequences.attention_mask.any(0)
+        if used.all():
+            return self
         return self.map(lambda tensor: tensor[:, used] if tensor.dim() == 2 else tensor)

@@ -1,4 +1,4 @@
-"""One optimizer step: the gradient of a minibatch, exact however it is cut, clipped and applied for each run by itself."""
+"""One optimizer step: the gradient of a minibatch, exact however it is cut, clipped and applied for each run alone."""
 
 from __future__ import annotations
 
@@ -81,8 +81,8 @@ def gradients(trained: Trained) -> list[Tensor]:
 def clip(runs: list[Trained], max_norm: float) -> Tensor:
     """[runs] norms of the gradients, before those of a run whose norm is larger are scaled down to `max_norm`."""
     own = [gradients(trained) for trained in runs]
-    squares = [torch.stack([torch.linalg.vector_norm(g) for g in found]).square().sum() for found in own]
-    norms = torch.stack(squares).sqrt()
+    squares = torch.stack([torch.linalg.vector_norm(g) for found in own for g in found]).square()
+    norms = torch.stack([part.sum() for part in squares.split([len(found) for found in own])]).sqrt()
     for run in (norms > max_norm).nonzero()[:, 0].tolist():
         for gradient in own[run]:
             gradient *= max_norm / (norms[run] + 1e-6)
@@ -108,7 +108,7 @@ def restore_share(optimizer: torch.optim.Optimizer, trained: Trained, share: dic
     """Takes up what `share_of` returned."""
     for name, parameters in trained.items():
         for parameter, state in zip(parameters, share["state"][name]):
-            optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in state.items()}
+            optimizer.state[parameter] = {key: value.clone().to(parameter.device) for key, value in state.items()}
     rates = {id(p): lr for name, lr in share["lr"].items() for p in trained[name]}
     for group in optimizer.param_groups:
         group["lr"] = rates.get(id(group["params"][0]), group["lr"])

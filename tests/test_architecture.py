@@ -18,6 +18,7 @@ LAYERS = [
     {"rollout", "testbed", "rewards"},
     {"data"},
     {"algorithms", "evaluation", "logging", "checkpoint"},
+    {"update"},
     {"trainer"},
     {"check"},
     {"build"},

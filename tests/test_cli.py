@@ -146,15 +146,15 @@ def test_only_the_unfinished_jobs_of_a_sweep_are_run_again(command, tmp_path, mo
 
     arguments = ["-m", "seed=0,1,2", *SMALL, "logger.mode=disabled", f"hydra.sweep.dir={tmp_path}/sweep"]
 
-    train_one, seeds = run._train, []
+    train_one, seeds = run._train_together, []
 
-    def sometimes(config, *rest):
-        seeds.append(config["seed"])
+    def sometimes(jobs):
+        seeds.append(jobs[0].config["seed"])
         if len(seeds) == 2:
             raise RuntimeError("the machine went away")
-        return train_one(config, *rest)
+        return train_one(jobs)
 
-    monkeypatch.setattr(run, "_train", sometimes)
+    monkeypatch.setattr(run, "_train_together", sometimes)
     monkeypatch.setattr("rlpref.report.build", lambda folders: None)
     assert command(*arguments)[0] == 1
     assert command(*arguments)[0] == 0
@@ -165,7 +165,7 @@ def test_an_interrupted_command_says_how_to_go_on(command, tmp_path, monkeypatch
     def stop(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("rlpref.run._train", stop)
+    monkeypatch.setattr("rlpref.run._train_together", stop)
     code, _, err = command(*SMALL, f"hydra.run.dir={tmp_path}/run")
     assert code == 130
     assert "goes on from the last checkpoint" in err

@@ -12,7 +12,7 @@ from rlpref.models.bundle import Models
 from rlpref.models.heads import critic_from, scalar_model
 from rlpref.models.reference import freeze
 from rlpref.types import Pairs, Prompts, Sequences, TensorBatch
-from rlpref.update import backward
+from rlpref.update import backward, parameters
 
 ROWS = 7
 DPO = {"name": "dpo", "beta": 0.3, "label_smoothing": 0.1}
@@ -96,7 +96,7 @@ def problem(random_llama):
         prompts = answers(3)
         prompt_mask = torch.arange(4) >= 4 - torch.tensor([1, 2, 3, 4])[:, None]
         data = SimpleNamespace(train=Pairs(answers(1), answers(2)), prompts=Prompts(prompts.ids[:4, :4], prompt_mask))
-        batch = algorithm.collect(models, data, Round(0, torch.Generator().manual_seed(0), Costs()))[:ROWS]
+        batch = algorithm.collect(models, data, Round(0, [torch.Generator().manual_seed(0)], [Costs()]))[:ROWS]
         generator = torch.Generator().manual_seed(5)
         trained = {module: getattr(models, module) for module in algorithm.trains}
         with torch.no_grad():
@@ -111,9 +111,9 @@ def problem(random_llama):
 def gradient(algorithm, models, batch, trained, micro):
     for module in trained.values():
         module.zero_grad()
-    metrics = backward(algorithm, models, batch, micro, trained)
+    metrics = backward(algorithm, models, batch, micro, [parameters(trained)])
     flat = [p.grad.flatten() for module in trained.values() for p in module.parameters() if p.grad is not None]
-    return torch.cat(flat), metrics
+    return torch.cat(flat), {name: value.item() for name, value in metrics.items()}
 
 
 def repadded(batch: TensorBatch, left: bool, extra: int) -> TensorBatch:

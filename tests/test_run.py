@@ -251,3 +251,12 @@ def test_a_folder_that_cannot_be_written_fails_before_any_model(tmp_path, monkey
     with pytest.raises(OSError, match="run"):
         runs.run(tmp_path / "run", *runs.TESTBED)
     tmp_path.chmod(0o700)
+
+
+def test_what_a_round_measured_is_logged_though_not_every_step_is(tmp_path):
+    """Four steps a round and every third logged: no round is forgotten."""
+    online = ["algorithm.rounds=4", "algorithm.epochs=2", "algorithm.prompts_per_round=8", "algorithm.k=4"]
+    runs.run(tmp_path, *runs.TESTBED, "algorithm=ppo", *online, "algorithm.batch_size=16", "training.log_every=3")
+    rows = runs.metrics(tmp_path)
+    assert [row["step"] for row in rows if "loss" in row] == [3, 6, 9, 12, 15, 16]
+    assert [row["step"] for row in rows if "objective/kl" in row] == [3, 6, 9, 15]

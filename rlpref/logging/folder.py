@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-NOT_IDENTITY = ("logger",)  # sections that do not change what a run computes
+NOT_IDENTITY = ("logger", "replicas")  # sections that do not change what a run computes
 
 
 def config_hash(config: dict) -> str:

@@ -63,10 +63,12 @@ class StackedHead(nn.Module):
         run = (input_ids.amax(1) - own.vocab) // own.prompts
         weight = torch.cat([member.head.weight for member in self.members])
         bias = torch.cat([member.head.bias for member in self.members])
-        if len(run) % n == 0 and (blocks(run, n) == torch.arange(n, device=run.device)[:, None]).all():
-            # As blocks the gradients of a head are added up in the order of its own run.
-            return linear(blocks(read, n), weight[:, None, None], bias[:, None, None]).flatten(0, 1)
-        return linear(read, weight[run][:, None], bias[run][:, None])
+        order = run.argsort(stable=True)
+        if (torch.bincount(run, minlength=n) * n != len(run)).any():
+            return linear(read, weight[run][:, None], bias[run][:, None])
+        # In blocks the gradients of a head are added up in the order of its own run alone.
+        values = linear(blocks(read[order], n), weight[:, None, None], bias[:, None, None])
+        return values.flatten(0, 1)[order.argsort()]
 
 
 def stack_models(runs: list[Models]) -> Models:

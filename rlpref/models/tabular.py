@@ -40,6 +40,10 @@ class AnswerTree(nn.Module):
         self.states = 1 + prompts * self.per_prompt
         self.register_buffer("after", self._after(), persistent=False)
 
+    def open(self, token: Tensor) -> Tensor:
+        """The state after reading a prompt token: every answer is still open."""
+        return 1 + (token - self.vocab) * self.per_prompt
+
     def step(self, state: Tensor, token: Tensor) -> Tensor:
         """[B] the state after reading one answer token [B]; finished answers stay where they are."""
         place = (state - 1) % self.per_prompt
@@ -49,7 +53,7 @@ class AnswerTree(nn.Module):
         """[B, L] the state after each column; padding leaves the state alone."""
         prompt = ids >= self.vocab
         answer = torch.where(prompt, 0, ids)
-        opened = 1 + (ids - self.vocab) * self.per_prompt
+        opened = self.open(ids)
         states = []
         for t, opens in enumerate(prompt.any(0).tolist()):
             after = self.step(state, answer[:, t])

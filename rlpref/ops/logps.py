@@ -19,7 +19,7 @@ def completion_logits(model: nn.Module, sequences: Sequences, temperature: float
     """
     used = sequences.mask.any(0).nonzero()
     width = sequences.ids.shape[1]
-    first = max(int(used[0]), 1) if len(used) else width
+    first = max(int(used[0]), 1) if len(used) else width - 1
     read = slice(0, width - 1)  # the last token is scored, but nothing is scored by it
     output = model(
         input_ids=sequences.ids[:, read],

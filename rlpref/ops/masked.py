@@ -9,7 +9,7 @@ TOKENS = (-2, -1)  # the rows and columns of one batch, whatever stands before t
 
 
 def masked_mean(values: Tensor, mask: Tensor, dim: int | tuple[int, ...] = TOKENS, keepdim: bool = False) -> Tensor:
-    """Mean of `values` where `mask` holds, over `dim` (all tokens of a batch [.., B, T]); 0 where nothing is selected."""
+    """Mean of `values` where `mask` holds, over `dim` (all tokens of a batch [.., B, T]); 0 where there is none."""
     mask = mask.to(values.dtype)
     kept = torch.where(mask.bool(), values, torch.zeros_like(values))
     return kept.sum(dim, keepdim) / mask.sum(dim, keepdim).clamp(min=1)

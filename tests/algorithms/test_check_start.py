@@ -72,7 +72,7 @@ class Data:
 def start(name, models):
     kind, settings = ALGORITHMS[name]
     algorithm = make_algorithm(kind, settings, name)
-    batch = algorithm.collect(models, Data(), Round(0, torch.Generator().manual_seed(0), Costs()))
+    batch = algorithm.collect(models, Data(), Round(0, [torch.Generator().manual_seed(0)], [Costs()]))
     algorithm.check_start(models, batch)
 
 
@@ -102,7 +102,7 @@ def test_ppo_refuses_old_log_probs_that_are_not_the_policys():
     """Ratio 1 at the first step, even where the KL to the reference looks right."""
     models = gpt2_models(dropout=0.0)
     algorithm = make_algorithm(*ALGORITHMS["ppo"], "ppo")
-    batch = algorithm.collect(models, Data(), Round(0, torch.Generator().manual_seed(0), Costs()))
+    batch = algorithm.collect(models, Data(), Round(0, [torch.Generator().manual_seed(0)], [Costs()]))
     off = 0.1 * batch.sequences.mask
     batch.logps, batch.ref_logps = batch.logps + off, batch.ref_logps + off
     with pytest.raises(StartError, match="ratio - 1"):

@@ -24,7 +24,7 @@ def prompts(n):
 def test_all_prompts_come_once_before_any_comes_twice():
     generator = torch.Generator().manual_seed(0)
     for n in (3, 5, 12):
-        chosen = choose_prompts(prompts(5), n, generator).ids[:, 0].tolist()
+        chosen = choose_prompts(prompts(5), n, [generator]).ids[:, 0].tolist()
         assert len(chosen) == n
         for start in range(0, n, 5):
             block = chosen[start : start + 5]
@@ -33,7 +33,7 @@ def test_all_prompts_come_once_before_any_comes_twice():
 
 def test_prompts_are_chosen_in_another_order_each_time():
     generator = torch.Generator().manual_seed(0)
-    first, second = (choose_prompts(prompts(20), 20, generator).ids[:, 0].tolist() for _ in range(2))
+    first, second = (choose_prompts(prompts(20), 20, [generator]).ids[:, 0].tolist() for _ in range(2))
     assert first != second
     assert sorted(first) == sorted(second)
 
@@ -74,11 +74,11 @@ def test_a_pair_with_weight_counts_by_it(task, testbed_models, testbed_data):
 
 def test_samples_labels_and_tokens_are_counted(task, testbed_models, testbed_data):
     models = testbed_models(task)
-    round = Round(0, torch.Generator().manual_seed(0), Costs())
+    round = Round(0, [torch.Generator().manual_seed(0)], [Costs()])
     samples = sample_answers(models, testbed_data(task, models).prompts, 3, round)
     score(models, samples.sequences, round)
-    assert round.costs.samples == round.costs.labels == 3 * task.tree.prompts
-    assert round.costs.tokens == int(samples.sequences.attention_mask.sum())
+    assert round.costs[0].samples == round.costs[0].labels == 3 * task.tree.prompts
+    assert round.costs[0].tokens == int(samples.sequences.attention_mask.sum())
 
 
 @pytest.mark.parametrize("found", [1.2, 0.8, float("nan")])

@@ -26,7 +26,7 @@ def iterative(**changes):
 
 
 def round_(index, previous=None):
-    return Round(index, torch.Generator().manual_seed(index), Costs(), previous)
+    return Round(index, [torch.Generator().manual_seed(index)], [Costs()], previous)
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def laboratory(task, testbed_models, testbed_data):
 
 def test_best_against_worst_and_no_pair_where_all_tie():
     scores = torch.tensor([[1.0, 3.0, 2.0], [5.0, 5.0, 5.0], [0.0, -1.0, 0.0]])
-    prompt, chosen, rejected = best_worst(scores, torch.Generator())
+    prompt, chosen, rejected = best_worst(scores, [torch.Generator()])
     assert prompt.tolist() == [0, 2]
     assert chosen[0] == 1
     assert rejected.tolist() == [0, 1]
@@ -46,7 +46,7 @@ def test_best_against_worst_and_no_pair_where_all_tie():
 
 def test_bradley_terry_pairs_are_disjoint():
     scores = torch.randn(5, 7)
-    prompt, chosen, rejected = bradley_terry(scores, torch.Generator().manual_seed(0))
+    prompt, chosen, rejected = bradley_terry(scores, [torch.Generator().manual_seed(0)])
     for x in range(5):
         used = chosen[prompt == x].tolist() + rejected[prompt == x].tolist()
         assert sorted(used) == [0, 1, 2, 3, 4, 5]  # the seventh answer has no partner
@@ -55,7 +55,7 @@ def test_bradley_terry_pairs_are_disjoint():
 def test_bradley_terry_labels_by_the_sigmoid_of_the_difference():
     n = 20_000
     scores = torch.tensor([1.3, 0.5, -2.0, 0.0]).expand(n, 4)
-    _, chosen, _ = bradley_terry(scores, torch.Generator().manual_seed(0))
+    _, chosen, _ = bradley_terry(scores, [torch.Generator().manual_seed(0)])
     for first, difference in [(0, 0.8), (2, -2.0)]:
         pairs = (chosen == first) | (chosen == first + 1)
         wins = (chosen[pairs] == first).double().mean().item()
@@ -73,8 +73,8 @@ def test_collected_pairs_are_ordered_answers_to_one_prompt(laboratory):
     torch.testing.assert_close(models.gold(pairs.chosen), pairs.chosen_score)
     torch.testing.assert_close(models.gold(pairs.rejected), pairs.rejected_score)
     torch.testing.assert_close(token_logps(models.ref.model, pairs.chosen)[0].sum(1), pairs.ref_chosen)
-    assert len(pairs) == round.costs.samples // 4 * (1 - round.metrics["pairs/ties_dropped"])
-    assert round.costs.samples == round.costs.labels == 24
+    assert len(pairs) == round.costs[0].samples // 4 * (1 - round.metrics["pairs/ties_dropped"])
+    assert round.costs[0].samples == round.costs[0].labels == 24
 
 
 def test_a_round_of_ties_only_is_an_error(laboratory):

@@ -45,7 +45,7 @@ def laboratory(task, random_policy, testbed_models, testbed_data):
 
 
 def collect(algorithm, models, data):
-    round = Round(0, torch.Generator().manual_seed(0), Costs())
+    round = Round(0, [torch.Generator().manual_seed(0)], [Costs()])
     return algorithm.collect(models, data, round), round
 
 
@@ -145,11 +145,11 @@ def test_a_critic_from_a_reward_model_values_a_state_as_the_model_scores_that_pr
 
 
 def test_explained_variance_of_a_perfect_a_constant_and_a_wrong_critic():
-    returns = torch.tensor([1.0, 2.0, 4.0])
-    assert explained_variance(returns, returns) == 1
-    assert explained_variance(returns, torch.full((3,), 9.0)) == pytest.approx(0)
-    assert explained_variance(returns, returns + 5) == pytest.approx(1)  # an offset is no variance
-    assert explained_variance(returns, -returns) == pytest.approx(-3)
+    returns = torch.tensor([[1.0, 2.0, 4.0, float("inf")]])
+    mask = returns < 9
+    values = torch.stack([returns, torch.full((1, 4), 9.0), returns + 5, -returns])  # an offset is no variance
+    found = explained_variance(returns.expand(4, 1, 4), values, mask.expand(4, 1, 4))
+    assert found.tolist() == pytest.approx([1, 0, 1, -3], abs=1e-6)
 
 
 def test_learning_rates_of_policy_and_critic_are_scaled_apart():

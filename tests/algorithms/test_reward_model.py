@@ -13,7 +13,7 @@ def test_it_learns_the_order_of_the_pairs_and_leaves_the_policy(task, testbed_mo
     data = testbed_data(task, models, pairs=200)
     models.reward_model = scalar_model(models.policy, None, torch.Generator().manual_seed(0))
     algorithm = make_algorithm("reward_model", {"epochs": 1, "batch_size": 200}, "reward_model")
-    pairs = algorithm.collect(models, data, Round(0, torch.Generator(), Costs()))
+    pairs = algorithm.collect(models, data, Round(0, [torch.Generator()], [Costs()]))
     before = {name: p.clone() for name, p in models.policy.named_parameters()}
     optimizer = torch.optim.Adam(models.reward_model.parameters(), lr=0.05)
     losses = []

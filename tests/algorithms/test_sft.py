@@ -10,7 +10,7 @@ def test_the_loss_is_the_token_mean_nll_of_the_chosen_answers(task, random_polic
     data = testbed_data(task, models)
     models.policy.set_conditionals(random_policy(task, 1))
     algorithm = make_algorithm("sft", {"epochs": 1, "batch_size": 16}, "sft")
-    batch = algorithm.collect(models, data, Round(0, torch.Generator(), Costs()))
+    batch = algorithm.collect(models, data, Round(0, [torch.Generator()], [Costs()]))
     assert torch.equal(batch.ids, data.train.chosen.ids)
     loss = algorithm.loss(models, batch)
     assert batch.lengths.unique().numel() > 1

@@ -43,7 +43,7 @@ def test_every_prefix_has_a_state_of_its_own():
                 walk(after, depth + 1)
 
     for prompt in range(PROMPTS):
-        walk(tree.step(torch.tensor([0]), torch.tensor([VOCAB + prompt])), 0)
+        walk(tree.open(torch.tensor([VOCAB + prompt])), 0)
     assert max(seen) < tree.states
     assert min(seen) > 0
 
@@ -51,8 +51,8 @@ def test_every_prefix_has_a_state_of_its_own():
 @pytest.mark.parametrize("answer", [[0], [2, 0], [1, 2, 1], [2, 2, 0]])
 def test_a_finished_answer_stays_where_it_is(answer):
     tree = AnswerTree(VOCAB, HORIZON, PROMPTS)
-    state = torch.tensor([0])
-    for token in [VOCAB + 1, *answer]:
+    state = tree.open(torch.tensor([VOCAB + 1]))
+    for token in answer:
         state = tree.step(state, torch.tensor([token]))
     for token in range(VOCAB):
         assert torch.equal(tree.step(state, torch.tensor([token])), state)

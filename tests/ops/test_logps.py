@@ -107,7 +107,7 @@ def test_both_kl_estimates_have_the_exact_sequence_kl_as_their_mean(random_polic
     models = testbed_models(task, policy)
     prompts = Prompts(torch.tensor([[4], [5]]), torch.ones(2, 1, dtype=torch.bool))
     n = 4000
-    samples = sample(models.policy, prompts, n, 3, 1.0, 0, torch.Generator().manual_seed(0), batch_size=2 * n)
+    samples = sample(models.policy, prompts, n, 3, 1.0, 0, [torch.Generator().manual_seed(0)], batch_size=2 * n)
     with torch.no_grad():
         logits, first = completion_logits(models.policy, samples.sequences)
         ref_logits, _ = completion_logits(models.initial.model, samples.sequences)

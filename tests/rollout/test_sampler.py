@@ -41,7 +41,7 @@ def uneven_prompts(low=1, high=12):
 def test_sampled_logps_equal_a_teacher_forced_pass(make_model, temperature):
     torch.manual_seed(0)
     model, prompts = make_model(), uneven_prompts()
-    samples = sample(model, prompts, 5, 8, temperature, EOS, torch.Generator().manual_seed(1))
+    samples = sample(model, prompts, 5, 8, temperature, EOS, [torch.Generator().manual_seed(1)])
     forced, _ = token_logps(model, samples.sequences, temperature)
     assert (samples.sequences.lengths < 8).any()  # some rows finish early and leave the batch
     assert (samples.sequences.lengths == 8).any()
@@ -51,7 +51,7 @@ def test_sampled_logps_equal_a_teacher_forced_pass(make_model, temperature):
 def test_answers_stop_at_eos_and_follow_their_prompt():
     torch.manual_seed(0)
     model, prompts = random_llama(), uneven_prompts()
-    samples = sample(model, prompts, 3, 6, 1.0, EOS, torch.Generator().manual_seed(1))
+    samples = sample(model, prompts, 3, 6, 1.0, EOS, [torch.Generator().manual_seed(1)])
     assert samples.prompt.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]
     for row, prompt in enumerate(samples.prompt):
         real = samples.sequences.ids[row][samples.sequences.attention_mask[row]]
@@ -69,7 +69,7 @@ def test_answers_do_not_depend_on_how_prompts_are_batched_in_distribution():
     model = TabularLM(3, 2, 2).set_conditionals(task.ref)
     prompts = Prompts(torch.tensor([[3], [4]]), torch.ones(2, 1, dtype=torch.bool))
     n = 4000
-    samples = sample(model, prompts, n, 2, 1.0, EOS, torch.Generator().manual_seed(0), batch_size=1000)
+    samples = sample(model, prompts, n, 2, 1.0, EOS, [torch.Generator().manual_seed(0)], batch_size=1000)
     tree = task.tree
     state = tree.read(samples.sequences.ids, samples.sequences.attention_mask, torch.zeros(2 * n).long())[:, -1]
     leaf = (state - 1) % tree.per_prompt - tree.inner
@@ -86,11 +86,19 @@ def test_answers_do_not_depend_on_how_prompts_are_batched_in_distribution():
 def test_same_generator_same_answers():
     torch.manual_seed(0)
     model, prompts = random_llama(), uneven_prompts()
-    a = sample(model, prompts, 2, 6, 1.0, EOS, torch.Generator().manual_seed(3))
-    b = sample(model, prompts, 2, 6, 1.0, EOS, torch.Generator().manual_seed(3))
+    a = sample(model, prompts, 2, 6, 1.0, EOS, [torch.Generator().manual_seed(3)])
+    b = sample(model, prompts, 2, 6, 1.0, EOS, [torch.Generator().manual_seed(3)])
     assert torch.equal(a.sequences.ids, b.sequences.ids)
 
 
 def test_temperature_zero_is_refused():
     with pytest.raises(ValueError, match="temperature > 0"):
-        sample(random_llama(), uneven_prompts(), 1, 2, 0.0, EOS, torch.Generator())
+        sample(random_llama(), uneven_prompts(), 1, 2, 0.0, EOS, [torch.Generator()])
+
+
+def test_answers_do_not_depend_on_how_many_are_sampled_at_once(random_llama):
+    model, prompts = random_llama(), uneven_prompts()
+    whole = sample(model, prompts, 3, 6, 1.0, EOS, [torch.Generator().manual_seed(3)])
+    parts = sample(model, prompts, 3, 6, 1.0, EOS, [torch.Generator().manual_seed(3)], batch_size=4)
+    assert torch.equal(whole.sequences.mask, parts.sequences.mask)
+    assert torch.equal(whole.sequences.ids[whole.sequences.mask], parts.sequences.ids[parts.sequences.mask])

@@ -206,7 +206,7 @@ def test_the_regret_of_a_transformer_from_samples_is_the_enumerated_one():
         model.lm_head.weight *= 10
         table = conditionals(tree_task, model)
     prompts = Prompts(torch.tensor([[4], [5]]), torch.ones(2, 1, dtype=torch.bool))
-    samples = sample(model, prompts, 3000, 4, 1.0, 0, torch.Generator().manual_seed(0), batch_size=6000)
+    samples = sample(model, prompts, 3000, 4, 1.0, 0, [torch.Generator().manual_seed(0)], batch_size=6000)
     tokens = samples.sequences.ids[:, 1:]
     v0 = windowed.solve(task, BETA).v0
     rewards, ref_logps = windowed.score(task, samples.prompt, tokens)

@@ -1,0 +1,60 @@
+"""Several runs share one optimizer and none feels another."""
+
+import pytest
+import torch
+
+from rlpref.update import clip, learning_rates, make_optimizer, restore_share, share_of
+
+
+def trained(runs: int) -> list[dict]:
+    sizes = {"policy": 3, "critic": 2}
+    return [{name: [torch.ones(size, requires_grad=True)] for name, size in sizes.items()} for _ in range(runs)]
+
+
+def fill(run: dict, size: float) -> None:
+    run["policy"][0].grad = torch.full((3,), size)
+    run["critic"][0].grad = torch.full((2,), size)
+
+
+def test_each_runs_gradient_is_clipped_by_its_own_norm():
+    runs = trained(3)
+    for run, size in zip(runs, (1.0, 100.0, 0.01)):
+        fill(run, size)
+    norms = clip(runs, max_norm=5.0)
+    assert norms.tolist() == pytest.approx([5**0.5, 100 * 5**0.5, 0.01 * 5**0.5])
+    assert runs[0]["policy"][0].grad.tolist() == [1.0, 1.0, 1.0]
+    assert runs[2]["critic"][0].grad.tolist() == pytest.approx([0.01, 0.01])
+    both = torch.cat([runs[1]["policy"][0].grad, runs[1]["critic"][0].grad])
+    assert both.norm().item() == pytest.approx(5.0, rel=1e-5)
+    assert both.unique().numel() == 1
+
+
+def test_each_module_trains_at_its_runs_rate_times_its_factor():
+    runs = trained(2)
+    optimizer = make_optimizer(runs, [0.1, 0.3], {"policy": 1.0, "critic": 2.0}, weight_decay=0.0)
+    assert learning_rates(optimizer, runs).tolist() == pytest.approx([0.1, 0.3])
+    for run in runs:
+        fill(run, 1.0)
+    optimizer.step()  # the first step of Adam is the learning rate
+    moved = [(1 - p[0]).item() for run in runs for p in (run["policy"][0], run["critic"][0])]
+    assert moved == pytest.approx([0.1, 0.2, 0.3, 0.6], rel=1e-5)
+
+
+def test_a_runs_share_of_the_optimizer_fits_an_optimizer_of_its_own():
+    together, alone = trained(2), trained(1)
+    scales = {"policy": 1.0, "critic": 2.0}
+    first = make_optimizer(together, [0.1, 0.3], scales, weight_decay=0.0)
+    for size in (1.0, -0.5):
+        for run in together:
+            fill(run, size)
+        first.step()
+    second = make_optimizer(alone, [0.3], scales, weight_decay=0.0)
+    restore_share(second, alone[0], share_of(first, together[1]))
+    with torch.no_grad():
+        for name in scales:
+            alone[0][name][0].copy_(together[1][name][0])
+    for run, optimizer in ((together[1], first), (alone[0], second)):
+        fill(run, 2.0)
+        optimizer.step()
+    for name in scales:
+        assert torch.equal(alone[0][name][0], together[1][name][0])
