@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +17,7 @@ from rlpref.testbed.task import Testbed, answer_places
 from rlpref.types import PairLogps
 
 PairLoss = Callable[[PairLogps], Tensor]  # one value per pair
+CHECK_EVERY = 100  # iterations of `minimise`
 
 
 def population_loss(
@@ -98,11 +100,27 @@ def population_argmin(
     flipped Bradley-Terry probabilities are not Bradley-Terry.
     """
     logits = (ref if start is None else start).detach().clone().requires_grad_()
+    value, gradient = minimise(
+        lambda: population_loss(task, loss, logits.log_softmax(-1), ref, mu, preference, scores), [logits], max_iter
+    )
+    return Argmin(logits.detach().log_softmax(-1), value, gradient)
+
+
+def minimise(
+    objective: Callable[[], Tensor],
+    parameters: Sequence[Tensor],
+    max_iter: int,
+    enough: float = -math.inf,
+    history: int = 200,
+) -> tuple[float, float]:
+    """Moves fp64 parameters to a minimum of `objective`, a scalar of them, by L-BFGS with a strong Wolfe line search;
+    returns (its value, the Euclidean norm of its gradient) there. Ends as `population_argmin` does, or once the
+    value is at most `enough`, which is looked at every CHECK_EVERY iterations."""
     optimizer = torch.optim.LBFGS(
-        [logits],
-        max_iter=max_iter,
-        max_eval=2 * max_iter,
-        history_size=200,  # nearly Newton: rare answers curve the loss a thousandfold less than common ones
+        parameters,
+        max_iter=CHECK_EVERY,
+        max_eval=2 * CHECK_EVERY,
+        history_size=history,  # nearly Newton: rare answers curve the loss a thousandfold less than common ones
         tolerance_grad=1e-13,
         tolerance_change=0,
         line_search_fn="strong_wolfe",
@@ -110,10 +128,14 @@ def population_argmin(
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        value = population_loss(task, loss, logits.log_softmax(-1), ref, mu, preference, scores)
+        value = objective()
         value.backward()
         return value
 
-    optimizer.step(closure)
-    value = closure().detach()
-    return Argmin(logits.detach().log_softmax(-1), float(value), float(logits.grad.norm()))
+    for _ in range(-(-max_iter // CHECK_EVERY)):
+        optimizer.step(closure)
+        value = float(closure().detach())
+        gradient = torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
+        if value <= enough or gradient.abs().max() <= 1e-13:
+            break
+    return value, float(gradient.norm())
