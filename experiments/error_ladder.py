@@ -34,7 +34,7 @@ from rlpref.report.ladder import ladder_figure
 from rlpref.report.tables import interval_text, markdown
 from rlpref.testbed import ladder
 from rlpref.testbed.coverage import NearPairs, pair_distribution
-from rlpref.testbed.ladder import SOURCES, Ladder, Learner
+from rlpref.testbed.ladder import MODEL_STEPS, SOURCES, Ladder, Learner
 from rlpref.testbed.optima import conditionals_of
 from rlpref.testbed.preferences import preference_model
 from rlpref.testbed.task import conditionals
@@ -77,7 +77,9 @@ def iterative(config: dict, folder: Path, parts: Parts, ref: torch.Tensor, learn
 def on_policy(config: dict, folder: Path, parts: Parts, ref: torch.Tensor, learner: Learner) -> Ladder:
     settings = config["algorithm"]
     if settings["eos_rule"] != "none" or settings.get("gamma", 1.0) != 1.0:
-        raise ConfigError("the ladder knows on-policy methods with eos_rule none and gamma 1: others climb another hill.")
+        raise ConfigError(
+            "the ladder knows on-policy methods with eos_rule none and gamma 1: others climb another hill."
+        )
     rewards = ladder.scored_answers(parts.task, parts.models.reward)
     return ladder.reward_ladder(parts.task, ref, rewards, config["beta"], learner)
 
@@ -95,8 +97,9 @@ def _data(config: dict, parts: Parts, ref: torch.Tensor) -> tuple:
     return mu, preference_model(data["preference"], data["preference_options"])(parts.task)
 
 
-def climb(folder: Path) -> dict:
+def climb(folder: Path, model_steps: int = MODEL_STEPS) -> dict:
     """The ladder of one finished run: what each of SOURCES adds, their sum `regret`, and how the fits ended.
+    `model_steps` is the most that the fit of the transformer may take.
 
     Raises ConfigError for a run whose model cannot be enumerated and for a method that is none of KINDS.
     """
@@ -110,7 +113,7 @@ def climb(folder: Path) -> dict:
     policy = parts.models.policy
     with torch.no_grad():
         ref = enumerated(policy).cpu()
-    learner = Learner(None if config["model"]["kind"] == "tabular" else policy, config["temperature"])
+    learner = Learner(None if config["model"]["kind"] == "tabular" else policy, config["temperature"], model_steps)
     found = rungs_of(config, folder, parts, ref, learner)
     checkpoint.load_weights(policy, trained_weights(folder, "policy"))
     with torch.no_grad():
@@ -119,7 +122,7 @@ def climb(folder: Path) -> dict:
     return added | {"regret": sum(added.values())} | found.fits
 
 
-def climb_all(sweep: Sweep) -> pd.DataFrame:
+def climb_all(sweep: Sweep, model_steps: int) -> pd.DataFrame:
     """One row per finished run of a policy: METHOD, what else was swept, seed, run, and what `climb` finds. `reward`
     is the kind of reward of a method that scores answers, else empty."""
     rows = []
@@ -130,7 +133,7 @@ def climb_all(sweep: Sweep) -> pd.DataFrame:
         scores = config["algorithm"]["kind"] not in ("offline", "sft")
         swept = {key: run[key] for key in _swept(sweep)}
         named = {"method": run["method"], "reward": config["reward"]["kind"] if scores else ""}
-        rows.append(named | swept | {"seed": run["seed"], "run": run["run"]} | climb(Path(run["folder"])))
+        rows.append(named | swept | {"seed": run["seed"], "run": run["run"]} | climb(Path(run["folder"]), model_steps))
     return pd.DataFrame(rows)
 
 
@@ -163,11 +166,11 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(columns).rename(columns={"n": "seeds"})
 
 
-def write(folder: Path) -> pd.DataFrame:
+def write(folder: Path, model_steps: int = MODEL_STEPS) -> pd.DataFrame:
     """Writes the tables and the figure into <folder>/report; returns the summary. Raises rlpref.report.NoRuns where
     the folder holds no run, ConfigError where none of them has a ladder."""
     sweep = load(folder)
-    runs = climb_all(sweep)
+    runs = climb_all(sweep, model_steps)
     if runs.empty:
         raise ConfigError(f"{folder} holds no finished run of a method with a ladder.")
     table, report = summary(runs), folder / "report"
@@ -181,7 +184,9 @@ def write(folder: Path) -> pd.DataFrame:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="the sweep's folder, such as runs/error_ladder")
-    print(markdown(readable(write(parser.parse_args().folder))), end="")
+    steps = "L-BFGS iterations of the transformer's fit at most"
+    parser.add_argument("--model-steps", type=int, default=MODEL_STEPS, help=f"{steps} (default: {MODEL_STEPS})")
+    print(markdown(readable(write(**vars(parser.parse_args())))), end="")
 
 
 if __name__ == "__main__":

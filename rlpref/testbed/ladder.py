@@ -45,7 +45,7 @@ class Ladder:
     """The policy after each source of error, and how well the minimisations behind them ended."""
 
     rungs: dict[str, Tensor]
-    fits: dict[str, float]  # by name; gradients are Euclidean norms, excesses in units of the loss
+    fits: dict[str, float]  # gradients are Euclidean norms, excesses in units of the loss, the others count answers
 
 
 @dataclass
@@ -95,7 +95,13 @@ def reward_ladder(task: Testbed, ref: Tensor, rewards: Tensor, beta: float, lear
 
 
 def pair_ladder(
-    task: Testbed, ref: Tensor, mu: Tensor, preference: Preference, loss: PairLoss, pairs: CountedPairs, learner: Learner
+    task: Testbed,
+    ref: Tensor,
+    mu: Tensor,
+    preference: Preference,
+    loss: PairLoss,
+    pairs: CountedPairs,
+    learner: Learner,
 ) -> Ladder:
     """Of a pair loss on fixed pairs drawn i.i.d. from `mu` (conditionals) and labelled by `preference`."""
     aim = population_argmin(task, loss, ref, mu, preference, task.rewards, max_iter=TABLE_STEPS)
@@ -103,7 +109,13 @@ def pair_ladder(
 
 
 def iterative_ladder(
-    task: Testbed, ref: Tensor, rewards: Tensor, beta: float, loss: PairLoss, pairs: CountedPairs | None, learner: Learner
+    task: Testbed,
+    ref: Tensor,
+    rewards: Tensor,
+    beta: float,
+    loss: PairLoss,
+    pairs: CountedPairs | None,
+    learner: Learner,
 ) -> Ladder:
     """Of iterative DPO with the initial reference on Bradley-Terry labels of `rewards`.
 
@@ -148,8 +160,8 @@ def _with_pairs(
     """The rungs "statistics" and "function class" of a loss on pairs.
 
     The table starts at the reference: what the loss leaves open stays as it is there, up to normalisation. Where the
-    minimum lies at infinity (an answer that never loses) L-BFGS goes on until the gradient is below 1e-13, no step
-    helps, or TABLE_STEPS have passed; the answers concerned then have next to no mass or all of it, and the regret,
+    minimum lies at infinity (an answer that never loses) L-BFGS ends as elsewhere, see `population.minimise`: the loss
+    is then within rounding of its infimum, the answers concerned have next to no mass or all of it, and the regret,
     which is finite at infinity, is as good as there.
     """
 

@@ -17,7 +17,8 @@ from rlpref.testbed.task import Testbed, answer_places
 from rlpref.types import PairLogps
 
 PairLoss = Callable[[PairLogps], Tensor]  # one value per pair
-CHECK_EVERY = 100  # iterations of `minimise`
+CHECK_EVERY = 50  # iterations of `minimise`
+PROGRESS = 1e-14  # in units of the loss: CHECK_EVERY iterations that lower it by less are the last
 
 
 def population_loss(
@@ -95,9 +96,9 @@ def population_argmin(
     """The minimiser of `population_loss` over tabular logits: L-BFGS with a strong Wolfe line search in fp64.
 
     Starts at `start` (conditionals of full support), or at the reference without it. There is no tolerance but
-    fp64's: it ends when no step helps or after `max_iter` iterations; judge it by the gradient it reports. This
-    is how the optimum of DPO and of conservative DPO under flipped labels is found, which has no closed form:
-    flipped Bradley-Terry probabilities are not Bradley-Terry.
+    fp64's (see `minimise`); judge it by the gradient it reports. This is how the optimum of DPO and of conservative
+    DPO under flipped labels is found, which has no closed form: flipped Bradley-Terry probabilities are not
+    Bradley-Terry.
     """
     logits = (ref if start is None else start).detach().clone().requires_grad_()
     value, gradient = minimise(
@@ -114,8 +115,8 @@ def minimise(
     history: int = 200,
 ) -> tuple[float, float]:
     """Moves fp64 parameters to a minimum of `objective`, a scalar of them, by L-BFGS with a strong Wolfe line search;
-    returns (its value, the Euclidean norm of its gradient) there. Ends as `population_argmin` does, or once the
-    value is at most `enough`, which is looked at every CHECK_EVERY iterations."""
+    returns (its value, the Euclidean norm of its gradient) there. Ends when CHECK_EVERY iterations lower the value by
+    at most PROGRESS, when it is at most `enough`, or after `max_iter` iterations."""
     optimizer = torch.optim.LBFGS(
         parameters,
         max_iter=CHECK_EVERY,
@@ -132,10 +133,11 @@ def minimise(
         value.backward()
         return value
 
+    value = math.inf
     for _ in range(-(-max_iter // CHECK_EVERY)):
         optimizer.step(closure)
-        value = float(closure().detach())
+        before, value = value, float(closure().detach())
         gradient = torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
-        if value <= enough or gradient.abs().max() <= 1e-13:
+        if value <= enough or before - value <= PROGRESS or gradient.abs().max() <= 1e-13:
             break
     return value, float(gradient.norm())
