@@ -104,3 +104,12 @@ def test_the_reference_covers_itself(task, testbed_models):
 def test_without_a_known_distribution_there_is_no_coverage(task, testbed_models):
     models = testbed_models(task)
     assert not [key for key in make_exact(task, models, 0.5)(models) if "coverage" in key]
+
+
+def test_the_cost_is_its_mean_under_the_policy(task, random_policy, testbed_models):
+    policy = random_policy(task, 1)
+    assert "exact/cost" not in make_exact(task, testbed_models(task, policy), 0.5)(testbed_models(task, policy))
+    task.costs = random_policy(task, 2)  # any function of finished answers
+    models = testbed_models(task, policy)
+    expected = (exact.answer_logps(task, policy).exp() * torch.where(task.ends, task.costs, 0.0)).sum((1, 2)).mean()
+    assert make_exact(task, models, 0.5)(models)["exact/cost"] == pytest.approx(float(expected), abs=1e-5)
