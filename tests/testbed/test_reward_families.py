@@ -193,7 +193,7 @@ def test_costs_count_and_mark():
         assert unsafe[:, node, token].tolist() == [adjacent(tokens, 2, 1)] * 3
     assert (toxic[:, ~task.ends] == 0).all()
     assert (unsafe[:, ~task.ends] == 0).all()
-    with pytest.raises(ConfigError, match="cost_options.token is"):
+    with pytest.raises(ConfigError, match=r"cost_options\.token is"):
         rewards.toxicity(task, seeded(), 4)
 
 
