@@ -15,6 +15,7 @@ error_ladder_runs.csv (every run, with how its fits ended), error_ladder.md and 
 from __future__ import annotations
 
 import argparse
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -131,6 +132,7 @@ def climb_all(sweep: Sweep, model_steps: int) -> pd.DataFrame:
         if config["algorithm"]["kind"] == "reward_model":
             continue
         scores = config["algorithm"]["kind"] not in ("offline", "sft")
+        print(f"climbing {run['run']}", file=sys.stderr, flush=True)
         swept = {key: run[key] for key in _swept(sweep)}
         named = {"method": run["method"], "reward": config["reward"]["kind"] if scores else ""}
         rows.append(named | swept | {"seed": run["seed"], "run": run["run"]} | climb(Path(run["folder"]), model_steps))
@@ -148,7 +150,7 @@ def summary(runs: pd.DataFrame) -> pd.DataFrame:
     `_low`, `_high` of its 95% interval (Student's t), in units of reward. Means add up as the runs do."""
     keys = list(runs.columns[: runs.columns.get_loc("seed")])
     rows = []
-    for cell, members in runs.groupby(keys, sort=False):
+    for cell, members in runs.groupby(keys, sort=False, dropna=False):
         row = dict(zip(keys, cell)) | {"n": len(members)}
         for name in (*SOURCES, "regret"):
             interval = mean_interval(members[name])

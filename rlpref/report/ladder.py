@@ -98,12 +98,14 @@ def _intervals_end(rows: pd.DataFrame, sources: Sequence[str]) -> float:
 
 
 def _names(rows: pd.DataFrame, between: str) -> pd.Series:
-    """'ppo, learned reward': what stands before the column `n`, in words; '' says nothing."""
+    """'ppo, learned reward': what stands before the column `n`, in words; '' and NaN say nothing."""
     named = list(rows.columns[: rows.columns.get_loc("n")])
     words = {name: "" if name == "method" else f" {short_name(name)}" for name in named}
     return rows[named].apply(
         lambda row: between.join(
-            f"{text(row[name]).replace('_', ' ')}{words[name]}" for name in named if row[name] != ""
+            f"{text(row[name]).replace('_', ' ')}{words[name]}"
+            for name in named
+            if row[name] != "" and not pd.isna(row[name])
         ),
         axis=1,
     )

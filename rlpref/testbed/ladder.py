@@ -36,7 +36,7 @@ from rlpref.types import PairLogps, Sequences
 
 SOURCES = ("reward model", "objective", "statistics", "function class", "optimisation")
 TABLE_STEPS = 2000  # L-BFGS iterations at most
-MODEL_STEPS = 2000
+MODEL_STEPS = 1000
 EXCESS = 1e-7  # in units of the loss: this close to the smallest value of any policy the model is at its minimum
 
 
