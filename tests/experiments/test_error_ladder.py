@@ -13,7 +13,7 @@ from rlpref.report import NoRuns
 pytestmark = pytest.mark.slow  # whole runs
 
 SHORT = ["threads=1", "evaluation.times=1", "evaluation.k=4", "data.test_pairs=20", "data.pairs=300"]
-SHORT += ["testbed.horizon=2", "logger.mode=disabled", "algorithm.epochs=2"]
+SHORT += ["testbed.horizon=2", "testbed.prompts=2", "logger.mode=disabled", "algorithm.epochs=2"]
 FEW = ["experiment=error_ladder", *SHORT, "model.pretrain_steps=20"]
 OFFLINE = ("sft", "dpo", "ipo")
 MODEL_STEPS = 50

@@ -71,3 +71,9 @@ def test_segments_that_miss_the_regret_are_refused(table):
     table.loc[1, "regret"] += 1e-6
     with pytest.raises(ValueError, match=r"miss its regret by 1\.00e-06"):
         ladder_figure(table, SOURCES)
+
+
+def test_a_row_is_named_by_what_tells_it_apart_and_by_nothing_that_it_lacks(table):
+    table.insert(2, "algorithm.rounds", [np.nan, 5.0, np.nan])
+    assert claim(table, SOURCES).endswith("ppo, gold reward, 5 rounds")
+    assert "statistics: dpo\n" in claim(table, SOURCES)
