@@ -21,7 +21,7 @@ UNDOES = {"hatch": "/////", "alpha": 0.55}  # how a negative segment looks
 
 def ladder_figure(table: pd.DataFrame, sources: Sequence[str]) -> Figure:
     """One bar for each row of `table`, a staircase read downwards: each segment starts at the running total of the
-    segments above it. The largest regret comes first.
+    segments above it. The largest regret comes first; its number stands on the right.
 
     Columns of `table`, in units of reward: each of `sources` (in the order of the ladder) and `regret`, their sum, with
     `_low` and `_high` of the intervals (NaN: none is drawn). What stands before the column `n` names the row. Raises
@@ -53,7 +53,7 @@ def claim(table: pd.DataFrame, sources: Sequence[str]) -> str:
     widest = table[list(sources)].abs().idxmax(axis=1)
     names = _names(table, ", ")
     lines = [f"  {source}: {'; '.join(names[widest == source])}" for source in sources if (widest == source).any()]
-    return "\n".join(["What adds most to the regret differs by method:", *lines])
+    return "\n".join(["What adds most to the mean regret:", *lines])
 
 
 def _panel(axis: Axes, rows: pd.DataFrame, sources: Sequence[str]) -> None:
@@ -67,7 +67,7 @@ def _panel(axis: Axes, rows: pd.DataFrame, sources: Sequence[str]) -> None:
     ends = rows[list(sources)].cumsum(axis=1)
     low, high = min(0.0, ends.min().min()), ends.max().max()
     high = max(high, min(1.4 * high, _intervals_end(rows, sources)))  # a wide interval is cut, a bar never
-    axis.set_xlim(low - 0.04 * (high - low), high + 0.2 * (high - low))  # room for the number of the total
+    axis.set_xlim(low - 0.04 * (high - low), high + 0.04 * (high - low))
 
 
 def _staircase(axis: Axes, row: pd.Series, sources: Sequence[str], place: int) -> None:
@@ -85,10 +85,8 @@ def _staircase(axis: Axes, row: pd.Series, sources: Sequence[str], place: int) -
         lane += height
         axis.plot([total, total], [lane - height, min(lane + height, place + 0.42)], color="black", lw=0.8)
     axis.plot(row["regret"], place + 0.42 - height / 2, "kD", ms=3.2, zorder=5)
-    right = max([0.0, *row[list(sources)].cumsum()])
-    axis.annotate(
-        text(float(row["regret"])), (right, place), (7, 0), textcoords="offset points", va="center", fontsize=7.5
-    )
+    beside = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "annotation_clip": False}
+    axis.annotate(text(float(row["regret"])), (1, place), (4, 0), va="center", fontsize=7.5, **beside)
 
 
 def _intervals_end(rows: pd.DataFrame, sources: Sequence[str]) -> float:
