@@ -85,7 +85,8 @@ def on_policy(config: dict, folder: Path, parts: Parts, ref: torch.Tensor, learn
     return ladder.reward_ladder(parts.task, ref, rewards, config["beta"], learner)
 
 
-KINDS = {"offline": offline, "sft": sft, "iterative": iterative, "ppo": on_policy, "reinforce": on_policy}
+# A kind of algorithm -> its ladder. One that climbs J on its own samples and has an `eos_rule` takes `on_policy`.
+KINDS = {"offline": offline, "sft": sft, "iterative": iterative, "ppo": on_policy}
 
 
 def _data(config: dict, parts: Parts, ref: torch.Tensor) -> tuple:
