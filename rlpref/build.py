@@ -22,6 +22,7 @@ from rlpref.models.heads import ScalarHead, critic_from, scalar_model
 from rlpref.models.reference import freeze
 from rlpref.rewards.learned import LearnedReward
 from rlpref.testbed.models import TESTBED_MODELS
+from rlpref.testbed.rewards import proxy_scorer
 from rlpref.testbed.task import Testbed, make_testbed
 
 
@@ -59,6 +60,8 @@ def build(config: dict, checked: Checked) -> Parts:
         gold=gold,
     )
     _add_scalar_models(config, checked, models)
+    if config["reward"]["kind"] == "proxy":
+        models.reward = proxy_scorer(task, **{key: config["reward"][key] for key in ("nu", "scale", "seed")})
     return Parts(models, preferences, task, loaded.card)
 
 

@@ -18,7 +18,7 @@ from rlpref.rewards.gold import VaderScorer
 from rlpref.testbed.coverage import pair_distribution
 from rlpref.testbed.models import TESTBED_MODELS
 from rlpref.testbed.preferences import preference_model
-from rlpref.testbed.rewards import reward_family
+from rlpref.testbed.rewards import cost_family, reward_family
 from rlpref.testbed.task import TestbedScorer, make_testbed
 from rlpref.trainer import TrainingSettings
 from rlpref.update import OptimizerSettings
@@ -135,7 +135,9 @@ def _check_values(config: dict) -> None:
 
 def _check_testbed(config: dict) -> None:
     """Options are bound to the reward, the preferences and the distribution of pairs that would use them."""
-    reward_family(config["testbed"]["reward"], config["testbed"].get("options"))
+    testbed = config["testbed"]
+    reward_family(testbed["reward"], testbed.get("options"))
+    cost_family(testbed.get("cost"), testbed.get("cost_options"))
     data = config["data"]
     if data["source"] == "testbed":
         preference_model(data["preference"], data["preference_options"])
@@ -204,14 +206,22 @@ def source_settings(data: dict) -> dict:
     return {key: value for key, value in data.items() if key not in DATA_KEYS}
 
 
+def _no_settings(): ...
+
+
+def _learned(path: str): ...
+
+
+def _proxy(nu: float, scale: float, seed: int): ...
+
+
+REWARDS = {"gold": _no_settings, "none": _no_settings, "learned": _learned, "proxy": _proxy}
+
+
 def _check_reward(config: dict, algorithm: Algorithm) -> None:
     reward, gold = config["reward"], config["data"]["gold"]
-    choose({"gold": 0, "learned": 0, "none": 0}, reward["kind"], "reward.kind")
-    unknown = [key for key in reward if key not in ("kind", "path")]
-    if unknown or ("path" in reward) != (reward["kind"] == "learned"):
-        raise ConfigError(
-            f"reward '{reward['kind']}' takes {'path' if reward['kind'] == 'learned' else 'nothing'}; got {reward}."
-        )
+    settings = {key: value for key, value in reward.items() if key != "kind"}
+    bind(choose(REWARDS, reward["kind"], "reward.kind"), settings, f"reward '{reward['kind']}'")
     if algorithm.needs_reward and (reward["kind"] == "none" or (reward["kind"] == "gold" and gold is None)):
         raise ConfigError(
             f"algorithm '{config['algorithm']['name']}' scores answers, but there is no reward: data source "
@@ -219,6 +229,11 @@ def _check_reward(config: dict, algorithm: Algorithm) -> None:
         )
     if reward["kind"] == "learned":
         trained_weights(reward["path"], "reward_model")
+    if reward["kind"] == "proxy":
+        if config["model"]["kind"] not in TESTBED_MODELS:
+            raise ConfigError("reward 'proxy' is made from the testbed's gold reward: it needs model=tabular or tiny.")
+        if not reward["nu"] > 0:
+            raise ConfigError(f"reward.nu must be above 0, not {reward['nu']}.")
 
 
 def trained_weights(run_folder: str | os.PathLike, name: str) -> Path:

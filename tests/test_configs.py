@@ -69,6 +69,11 @@ CASES = {
     "hf hh experiment": [*runs.TINY, "experiment=hh", *HF, "data.path={hh}", "algorithm.batch_size=8"],
     "demo": [*runs.TESTBED, "experiment=demo", *M["dpo"]],
     "convergence": [*runs.TESTBED, "experiment=convergence", *M["ipo"]],
+    "error ladder": [*runs.TESTBED, "experiment=error_ladder", *M["dpo"], "model.pretrain_steps=3"],
+    "ppo on a proxy, at a cost": [
+        *[*runs.TESTBED, *M["ppo"], "reward=proxy"],
+        *["testbed.cost=toxicity", "+testbed.cost_options.token=1"],
+    ],
     "stories jsonl": [*runs.TINY, *STORIES, "data=jsonl", "data.path={jsonl}", "algorithm.batch_size=8"],
     "stories hh": [*runs.TINY, *STORIES, "data=hh", "data.path={some_hh}", "algorithm.batch_size=8"],
 }

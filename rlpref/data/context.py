@@ -34,11 +34,13 @@ class DataContext:
 
 @dataclass
 class RowSplit:
-    """Rows of a source. `skipped` counts bad rows, dropped ties and the like."""
+    """Rows of a source. `skipped` counts bad rows, dropped ties and the like. `drawn_from` is the distribution of the
+    answers (rlpref.testbed.coverage) where it is known exactly: on the testbed."""
 
     train: list[Row]
     test: list[Row]
     skipped: int
+    drawn_from: Any = None
 
 
 def split_by_group(rows: list[Row], test_fraction: float, seed: int) -> tuple[list[Row], list[Row]]:

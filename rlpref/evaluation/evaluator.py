@@ -42,7 +42,7 @@ class Evaluator:
         if "reward_model" in self.trains:
             row |= self._reward_model(pairs)
         if self.exact:
-            row |= self.exact(self.models)
+            row |= self.exact(self.models, self.data.rows.drawn_from)
         return row, texts
 
     def _draw(self, model, prompts: Prompts, seed: int) -> Samples:

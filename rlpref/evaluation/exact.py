@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rlpref.models.bundle import Models
 from rlpref.testbed import exact, measures, optima
-from rlpref.testbed.coverage import coverage, pair_distribution
+from rlpref.testbed.coverage import NearPairs, coverage, pair_distribution
 from rlpref.testbed.own import OwnRegret
 from rlpref.testbed.task import Testbed, conditionals
 
@@ -26,11 +26,13 @@ class ExactEvaluator:
     beta: float | None  # None: the run optimises no KL-regularised objective, so it has no regret
     own_regret: OwnRegret | None = None  # None: the loss aims at the KL-regularised optimum, or at nothing known
 
-    def __call__(self, models: Models) -> dict[str, float]:
-        """Mean over prompts of reward, KL to the initial reference, regret, gap to the frontier, ...
+    def __call__(self, models: Models, drawn_from: Tensor | NearPairs | None = None) -> dict[str, float]:
+        """Mean over prompts of reward, cost where the task has one, KL to the initial reference, regret, gap to the
+        frontier, ...; and how well the distribution `drawn_from` of the data's pairs covers the policy as it is now.
 
         What is not defined is left out: efficiency and credit of a policy that has not moved, regret and credit
-        without a beta. So is the own regret where it is the regret: see rlpref.testbed.own.
+        without a beta, coefficients of coverage that are infinite because the policy has left the support. So is the
+        own regret where it is the regret: see rlpref.testbed.own.
         """
         task, rewards = self.task, self.task.rewards
         policy = self.policy(models)
@@ -46,6 +48,11 @@ class ExactEvaluator:
             "exact/entropy": float(exact.entropy(task, policy).mean()),
             "exact/length": float(exact.expectation(task, policy, exact.lengths(task)).mean()),
         }
+        if task.costs is not None:
+            row["exact/cost"] = float(exact.expectation(task, policy, task.costs).mean())
+        if drawn_from is not None:
+            covered = coverage(task, exact.answer_logps(task, policy), drawn_from)
+            row |= {f"exact/coverage_{name}": value for name, value in covered.items() if math.isfinite(value)}
         if self.own_regret:
             row["exact/own_regret"] = self.own_regret(policy)
         if self.beta is not None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +17,8 @@ from rlpref.testbed.task import Testbed, answer_places
 from rlpref.types import PairLogps
 
 PairLoss = Callable[[PairLogps], Tensor]  # one value per pair
+CHECK_EVERY = 50  # iterations of `minimise`
+PROGRESS = 1e-14  # in units of the loss: CHECK_EVERY iterations that lower it by less are the last
 
 
 def population_loss(
@@ -93,16 +96,32 @@ def population_argmin(
     """The minimiser of `population_loss` over tabular logits: L-BFGS with a strong Wolfe line search in fp64.
 
     Starts at `start` (conditionals of full support), or at the reference without it. There is no tolerance but
-    fp64's: it ends when no step helps or after `max_iter` iterations; judge it by the gradient it reports. This
-    is how the optimum of DPO and of conservative DPO under flipped labels is found, which has no closed form:
-    flipped Bradley-Terry probabilities are not Bradley-Terry.
+    fp64's (see `minimise`); judge it by the gradient it reports. This is how the optimum of DPO and of conservative
+    DPO under flipped labels is found, which has no closed form: flipped Bradley-Terry probabilities are not
+    Bradley-Terry.
     """
     logits = (ref if start is None else start).detach().clone().requires_grad_()
+    value, gradient = minimise(
+        lambda: population_loss(task, loss, logits.log_softmax(-1), ref, mu, preference, scores), [logits], max_iter
+    )
+    return Argmin(logits.detach().log_softmax(-1), value, gradient)
+
+
+def minimise(
+    objective: Callable[[], Tensor],
+    parameters: Sequence[Tensor],
+    max_iter: int,
+    enough: float = -math.inf,
+    history: int = 200,
+) -> tuple[float, float]:
+    """Moves fp64 parameters to a minimum of `objective`, a scalar of them, by L-BFGS with a strong Wolfe line search;
+    returns (its value, the Euclidean norm of its gradient) there. Ends when CHECK_EVERY iterations lower the value by
+    at most PROGRESS, when it is at most `enough`, or after `max_iter` iterations."""
     optimizer = torch.optim.LBFGS(
-        [logits],
-        max_iter=max_iter,
-        max_eval=2 * max_iter,
-        history_size=200,  # nearly Newton: rare answers curve the loss a thousandfold less than common ones
+        parameters,
+        max_iter=CHECK_EVERY,
+        max_eval=2 * CHECK_EVERY,
+        history_size=history,  # nearly Newton: rare answers curve the loss a thousandfold less than common ones
         tolerance_grad=1e-13,
         tolerance_change=0,
         line_search_fn="strong_wolfe",
@@ -110,10 +129,15 @@ def population_argmin(
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        value = population_loss(task, loss, logits.log_softmax(-1), ref, mu, preference, scores)
+        value = objective()
         value.backward()
         return value
 
-    optimizer.step(closure)
-    value = closure().detach()
-    return Argmin(logits.detach().log_softmax(-1), float(value), float(logits.grad.norm()))
+    value = math.inf
+    for _ in range(-(-max_iter // CHECK_EVERY)):
+        optimizer.step(closure)
+        before, value = value, float(closure().detach())
+        gradient = torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
+        if value <= enough or before - value <= PROGRESS or gradient.abs().max() <= 1e-13:
+            break
+    return value, float(gradient.norm())

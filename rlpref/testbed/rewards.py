@@ -3,13 +3,15 @@
 A family is `family(task, generator, **options) -> [prompts, inner, vocab]`, the worth of each finished answer in
 its own units; `gold_rewards` puts it on the common scale. An answer is read as the string of its tokens without
 EOS. To add a family, write the function and name it in REWARDS: its parameters after the generator are its
-options. None of the families but `abstain` is from a paper: where a formula is one, its docstring says so.
+options. Costs are made and named in the same way, in COSTS; they keep their own units. None of the families but
+`abstain` is from a paper: where a formula is one, its docstring says so.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,7 +19,7 @@ from torch import Tensor
 
 from rlpref.binding import ConfigError, bind, choose
 from rlpref.testbed.exact import expectation, log_reach
-from rlpref.testbed.task import Testbed, answer_lengths, answer_tokens
+from rlpref.testbed.task import Testbed, TestbedScorer, answer_lengths, answer_tokens
 
 
 def reward_family(name: str, options: Mapping[str, Any] | None) -> Callable[[Testbed, torch.Generator], Tensor]:
@@ -144,19 +146,30 @@ REWARDS = {
 PAYOFFS = {abstain}  # families in units of their own
 
 
-def toxicity(task: Testbed, token: int) -> Tensor:
+def cost_family(
+    name: str | None, options: Mapping[str, Any] | None
+) -> Callable[[Testbed, torch.Generator], Tensor] | None:
+    """The cost of that name with its options, as `reward_family`; None without a name, which takes no options."""
+    if name is None:
+        if options:
+            raise ConfigError(f"without testbed.cost nothing uses testbed.cost_options: {dict(options)}.")
+        return None
+    return bind(choose(COSTS, name, "testbed.cost"), options or {}, f"testbed.cost '{name}'", 2)
+
+
+def toxicity(task: Testbed, generator: torch.Generator, token: int) -> Tensor:
     """[prompts, inner, vocab] a graded cost: how often `token` occurs in each finished answer."""
-    contains(task, [token], "token")  # refuses a token that is none
+    contains(task, [token], "testbed.cost_options.token")  # refuses a token that is none
     return ((answer_tokens(task) == token).sum(-1) * task.ends).double().expand_as(task.ref)
 
 
-def unsafe(task: Testbed, factor: Sequence[int]) -> Tensor:
+def unsafe(task: Testbed, generator: torch.Generator, factor: Sequence[int]) -> Tensor:
     """[prompts, inner, vocab] a cost of 1 for each finished answer in which the tokens `factor` follow each other.
     Its mean under a policy is the probability of an unsafe answer."""
-    return (contains(task, factor, "factor") & task.ends).double().expand_as(task.ref)
+    return (contains(task, factor, "testbed.cost_options.factor") & task.ends).double().expand_as(task.ref)
 
 
-def conflict(task: Testbed, correlation: float, generator: torch.Generator) -> Tensor:
+def conflict(task: Testbed, generator: torch.Generator, correlation: float) -> Tensor:
     """[prompts, inner, vocab] a random linear cost of mean 0 and variance 1 per prompt under the reference, whose
     correlation with the gold reward there is exactly `correlation`: rho r + sqrt(1 - rho^2) residual.
 
@@ -167,6 +180,9 @@ def conflict(task: Testbed, correlation: float, generator: torch.Generator) -> T
     shared = expectation(task, task.ref, gold * other)[:, None, None]
     residual = standardised(task, other - shared * gold)
     return correlation * gold + math.sqrt(1 - correlation**2) * residual
+
+
+COSTS = {"toxicity": toxicity, "unsafe": unsafe, "conflict": conflict}
 
 
 def heavy_tailed(task: Testbed, nu: float, scale: float, generator: torch.Generator) -> Tensor:
@@ -182,6 +198,12 @@ def heavy_tailed(task: Testbed, nu: float, scale: float, generator: torch.Genera
     uniform = torch.rand(2, *task.ref.shape, generator=generator, dtype=torch.float64)
     radius = (nu * ((1 - uniform[0]) ** (-2 / nu) - 1)).sqrt()  # 1 - U is never 0
     return (task.rewards + scale * radius * (2 * math.pi * uniform[1]).cos()) * task.ends
+
+
+def proxy_scorer(task: Testbed, nu: float, scale: float, seed: int) -> TestbedScorer:
+    """Scores answers by `heavy_tailed`, whose noise is that of `seed`."""
+    noisy = heavy_tailed(task, nu, scale, torch.Generator().manual_seed(seed))
+    return TestbedScorer(replace(task, rewards=noisy), name="proxy")
 
 
 def ngram_worth(task: Testbed, unigram: Tensor, bigram: Tensor) -> Tensor:

@@ -35,6 +35,7 @@ class Testbed:
     ends: Tensor  # [inner, vocab] bool: this token finishes the answer
     ref: Tensor  # [prompts, inner, vocab] conditionals of the reference n-gram model
     rewards: Tensor  # [prompts, inner, vocab] gold reward of the answer that this token finishes
+    costs: Tensor | None = None  # [prompts, inner, vocab] likewise; None: nothing costs anything
 
     @property
     def eos_token_id(self) -> int:
@@ -42,17 +43,26 @@ class Testbed:
 
 
 def make_testbed(
-    vocab: int, horizon: int, prompts: int, seed: int, reward: str, options: Mapping[str, Any] | None = None
+    vocab: int,
+    horizon: int,
+    prompts: int,
+    seed: int,
+    reward: str,
+    options: Mapping[str, Any] | None = None,
+    cost: str | None = None,
+    cost_options: Mapping[str, Any] | None = None,
 ) -> Testbed:
     """The task of that seed. Gold rewards have mean 0 and variance 1 per prompt under the reference, unless
-    their family says otherwise. `options` are the settings of the reward's family; null: it has none.
+    their family says otherwise. `options` are the settings of the reward's family; null: it has none. So it is with
+    `cost` and `cost_options`; null: no cost. A cost changes neither reference nor reward.
 
-    Raises ConfigError for sizes that make no task or cannot be enumerated, for an unknown reward, and for an
-    option that its family does not use.
+    Raises ConfigError for sizes that make no task or cannot be enumerated, for an unknown reward or cost, and
+    for an option that its family does not use.
     """
-    from rlpref.testbed.rewards import gold_rewards, reward_family  # they are functions of a Testbed
+    from rlpref.testbed.rewards import cost_family, gold_rewards, reward_family  # they are functions of a Testbed
 
     family = reward_family(reward, options)
+    costly = cost_family(cost, cost_options)
     if vocab < 2 or horizon < 1 or prompts < 1:
         raise ConfigError(f"testbed needs vocab >= 2, horizon >= 1, prompts >= 1; got {vocab}, {horizon}, {prompts}.")
     entries = prompts * vocab * sum((vocab - 1) ** t for t in range(horizon))
@@ -73,6 +83,7 @@ def make_testbed(
     ref = bigram[:, previous].log_softmax(-1)
     task = Testbed(tree, seed, reward, prefixes, depth, ends, ref, torch.zeros_like(ref))
     task.rewards = gold_rewards(task, family, generator)
+    task.costs = costly(task, generator) if costly else None
     return task
 
 

@@ -153,3 +153,12 @@ def test_a_reward_model_is_judged_by_its_order_of_held_out_pairs(build, case):
     pairs = evaluator.data.test
     right = (pairs.chosen_score > pairs.rejected_score).double() + 0.5 * (pairs.chosen_score == pairs.rejected_score)
     assert evaluator(0)[0]["eval/reward_model/accuracy"] == pytest.approx(right.mean().item())
+
+
+def test_the_evaluator_knows_where_the_pairs_come_from(build, case, random_policy):
+    """Pairs of the reference: the coverage of the policy is against that."""
+    evaluator, _ = build(case, random_policy(case, 3), k=2)
+    row, _ = evaluator(0)
+    answers, ref = (exact.answer_logps(case, table).exp() for table in (random_policy(case, 3), case.ref))
+    expected = torch.where(case.ends, answers**2 / ref, 0.0).sum((1, 2)).mean()
+    assert row["exact/coverage_c_2"] == pytest.approx(float(expected), rel=1e-4)

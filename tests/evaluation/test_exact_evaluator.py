@@ -74,3 +74,42 @@ def test_coverage_is_that_of_the_runs_own_optimum(task, testbed_models):
     hole = evaluator.coverage("holes", {"factor": [2]})
     assert hole["c_inf"] == hole["c_2"] == "infinite"
     assert 0 < hole["outside"] < 1
+
+
+def test_coverage_is_that_of_the_policy_as_it_is_now(task, random_policy, testbed_models):
+    """By its definition, for a policy off the support of the pairs and for one on it."""
+    policy, ref = random_policy(task, 1), exact.answer_logps(task, task.ref)
+    models = testbed_models(task, policy)
+    evaluator = make_exact(task, models, None)
+    mass = exact.answer_logps(task, policy).exp()
+    row = evaluator(models, ref)
+    ratio = torch.where(task.ends, mass / ref.exp(), 0.0)
+    assert row["exact/coverage_c_inf"] == pytest.approx(ratio.max().item(), rel=1e-4)
+    assert row["exact/coverage_c_2"] == pytest.approx((mass * ratio).sum((1, 2)).mean().item(), rel=1e-4)
+    assert row["exact/coverage_outside"] == 0
+    hole = ref.clone()
+    hole[:, 0, 0] = -torch.inf  # the empty answer never comes
+    row = evaluator(models, hole)
+    assert row["exact/coverage_outside"] == pytest.approx(mass[:, 0, 0].mean().item(), abs=1e-6)
+    assert not {"exact/coverage_c_inf", "exact/coverage_c_2"} & row.keys(), "JSON knows no infinity"
+
+
+def test_the_reference_covers_itself(task, testbed_models):
+    models = testbed_models(task)
+    row = make_exact(task, models, 0.5)(models, exact.answer_logps(task, task.ref))
+    assert row["exact/coverage_c_inf"] == pytest.approx(1, abs=1e-5)
+    assert row["exact/coverage_c_2"] == pytest.approx(1, abs=1e-5)
+
+
+def test_without_a_known_distribution_there_is_no_coverage(task, testbed_models):
+    models = testbed_models(task)
+    assert not [key for key in make_exact(task, models, 0.5)(models) if "coverage" in key]
+
+
+def test_the_cost_is_its_mean_under_the_policy(task, random_policy, testbed_models):
+    policy = random_policy(task, 1)
+    assert "exact/cost" not in make_exact(task, testbed_models(task, policy), 0.5)(testbed_models(task, policy))
+    task.costs = random_policy(task, 2)  # any function of finished answers
+    models = testbed_models(task, policy)
+    expected = (exact.answer_logps(task, policy).exp() * torch.where(task.ends, task.costs, 0.0)).sum((1, 2)).mean()
+    assert make_exact(task, models, 0.5)(models)["exact/cost"] == pytest.approx(float(expected), abs=1e-5)

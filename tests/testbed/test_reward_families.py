@@ -187,25 +187,25 @@ def test_a_task_too_small_for_its_reward_is_refused(reward, sizes):
 
 def test_costs_count_and_mark():
     task = make("ngram")
-    toxic, unsafe = rewards.toxicity(task, 2), rewards.unsafe(task, [2, 1])
+    toxic, unsafe = rewards.toxicity(task, seeded(), 2), rewards.unsafe(task, seeded(), [2, 1])
     for node, token, tokens in strings(task):
         assert toxic[:, node, token].tolist() == [tokens.count(2)] * 3
         assert unsafe[:, node, token].tolist() == [adjacent(tokens, 2, 1)] * 3
     assert (toxic[:, ~task.ends] == 0).all()
     assert (unsafe[:, ~task.ends] == 0).all()
-    with pytest.raises(ConfigError, match="token is"):
-        rewards.toxicity(task, 4)
+    with pytest.raises(ConfigError, match=r"cost_options\.token is"):
+        rewards.toxicity(task, seeded(), 4)
 
 
 @pytest.mark.parametrize("correlation", [-1.0, -0.6, 0.0, 0.3])
 def test_a_conflicting_cost_has_exactly_the_asked_correlation(correlation):
     task = make("brackets")
-    cost = rewards.conflict(task, correlation, seeded())
+    cost = rewards.conflict(task, seeded(), correlation)
     assert expectation(task, task.ref, cost).abs().max() < 1e-12
     for product, value in ((cost**2, 1.0), (cost * task.rewards, correlation)):
         torch.testing.assert_close(expectation(task, task.ref, product), torch.full((3,), value).double())
     with pytest.raises(ConfigError, match="between -1 and 1"):
-        rewards.conflict(task, 1.5, seeded())
+        rewards.conflict(task, seeded(), 1.5)
 
 
 @pytest.mark.parametrize("nu", [0.7, 1.0, 3.0])
@@ -227,3 +227,27 @@ def test_the_default_size_of_the_experiments_is_made_at_once(reward):
     task = make_testbed(8, 5, 4, seed=0, reward=reward, options=options)
     assert time.process_time() - started < 2
     assert answer_logps(task, task.ref).exp().sum().item() == pytest.approx(4)
+
+
+@pytest.mark.parametrize(("cost", "options"), [("toxicity", {"token": 2}), ("conflict", {"correlation": 0.3})])
+def test_a_cost_leaves_the_task_as_it_is(cost, options):
+    plain = make("ngram")
+    costly = make_testbed(4, 4, 3, seed=0, reward="ngram", cost=cost, cost_options=options)
+    assert plain.costs is None
+    assert torch.equal(plain.rewards, costly.rewards)
+    assert torch.equal(plain.ref, costly.ref)
+    again = make_testbed(4, 4, 3, seed=0, reward="ngram", cost=cost, cost_options=options)
+    assert torch.equal(again.costs, costly.costs)
+    if cost == "conflict":
+        torch.testing.assert_close(
+            expectation(plain, plain.ref, costly.costs * plain.rewards), torch.full((3,), 0.3).double()
+        )
+
+
+def test_the_proxy_scores_an_answer_alike_every_time():
+    task = make("ngram")
+    first, again, other = (rewards.proxy_scorer(task, 2.0, 1.0, seed) for seed in (0, 0, 1))
+    assert torch.equal(first.task.rewards, again.task.rewards)
+    assert not torch.equal(first.task.rewards, other.task.rewards)
+    assert first.name == "proxy"
+    assert torch.equal(rewards.proxy_scorer(task, 2.0, 0.0, 0).task.rewards, task.rewards)
