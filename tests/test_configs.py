@@ -43,6 +43,7 @@ CASES = {
     "sft without reward": [*runs.TESTBED, *M["sft"], "reward=none"],
     "tiny dpo": [*runs.TESTBED, *M["dpo"], "model=tiny", "model.pretrain_steps=3"],
     "tiny ppo": [*runs.TESTBED, *M["ppo"], "model=tiny", "model.pretrain_steps=3"],
+    "tiny reinforce": [*runs.TESTBED, *M["reinforce"], "model=tiny", "model.pretrain_steps=3"],
     "dpo on another task": [
         *[*runs.TESTBED, *M["dpo"], "testbed.reward=forbidden", "+testbed.options.factor=[2,1]"],
         *["data.pairs_from=holes", "+data.pairs_from_options.factor=[1]"],
@@ -57,6 +58,10 @@ CASES = {
     "hf hh": [*runs.TINY, *HF, "data=hh", "data.path={hh}", "algorithm=ipo", "algorithm.batch_size=8"],
     "hf hh reward model": [*runs.TINY, *HF, "data=hh", "data.path={hh}", "algorithm=reward_model"],
     "hf sentiment": [*runs.TINY, *HF, "data=sentiment", "data.prompts=60", "algorithm=ppo", *ONE_EACH],
+    "hf sentiment reinforce": [
+        *[*runs.TINY, *HF, "data=sentiment", "data.prompts=60", "algorithm=reinforce"],
+        *["algorithm.rounds=2", "algorithm.prompts_per_round=8", "algorithm.k=2"],
+    ],
     "hf sentiment lora": [
         *runs.TINY,
         *HF,
