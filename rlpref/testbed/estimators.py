@@ -68,6 +68,19 @@ def exact_baseline(logps: Tensor, draws: Draws) -> Tensor:
     return per_answer(logps, penalised(draws) - draws.values[..., 0])
 
 
+def remax(logps: Tensor, draws: Draws) -> Tensor:
+    """REINFORCE less the return of the greedy answer. Li et al. 2024 (2310.10505), eq. 4, with the KL in the return."""
+    return per_answer(logps, penalised(draws) - draws.greedy[..., None])
+
+
+def to_come(logps: Tensor, draws: Draws) -> Tensor:
+    """RLOO whose return leaves out the KL of the tokens before the one that it stands at."""
+    log_ratio = draws.logps - draws.ref_logps
+    before = draws.beta * (log_ratio.cumsum(-1) - log_ratio)
+    advantages = less_the_others(penalised(draws))[..., None] + before
+    return -tokens.reinforce(logps, advantages * draws.mask).sum(-1).mean(-1)
+
+
 def rloo(logps: Tensor, draws: Draws, kl: KL = k1) -> Tensor:
     """REINFORCE with the mean of the other answers as its baseline; `kl` stands in the reward."""
     return per_answer(logps, less_the_others(penalised(draws, kl)))
@@ -133,6 +146,8 @@ ESTIMATORS = {
     "REINFORCE, no baseline": Estimator(reinforce, "none", "score function; E[score] = 0 removes the rest of grad KL"),
     "REINFORCE, exact mean": Estimator(exact_baseline, "none", "a baseline that no draw moves: E[b score] = 0"),
     "RLOO": Estimator(rloo, "none", "the other answers are independent of this one"),
+    "RLOO, KL still to come": Estimator(to_come, "none", "a token has no part in the KL before it"),
+    "ReMax": Estimator(remax, "none", "the greedy answer is none of the draws"),
     "group mean": Estimator(group_mean, "scale", "an answer is in its own baseline: (k-1)/k of the gradient"),
     "group mean / std": Estimator(group_std, "direction", "the std depends on the answers it divides"),
     "RLOO / length": Estimator(per_length, "direction", "a long answer counts less per token: another objective"),
