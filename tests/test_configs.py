@@ -36,6 +36,7 @@ SMOLLM = [
 ]
 SMOLLM += ["evaluation.k=2", "evaluation.times=1"]
 M = runs.METHODS
+SMALL = ["testbed.vocab=3", "testbed.horizon=2", "model.pretrain_steps=3"]
 
 # Together they choose every file of conf/. {names} are filled in by the fixture `places`.
 CASES = {
@@ -74,6 +75,7 @@ CASES = {
     "hf hh experiment": [*runs.TINY, "experiment=hh", *HF, "data.path={hh}", "algorithm.batch_size=8"],
     "demo": [*runs.TESTBED, "experiment=demo", *M["dpo"]],
     "convergence": [*runs.TESTBED, "experiment=convergence", *M["ipo"]],
+    "frontier": [*runs.TESTBED, "experiment=frontier", *M["reinforce"], *SMALL],
     "stories jsonl": [*runs.TINY, *STORIES, "data=jsonl", "data.path={jsonl}", "algorithm.batch_size=8"],
     "stories hh": [*runs.TINY, *STORIES, "data=hh", "data.path={some_hh}", "algorithm.batch_size=8"],
 }

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 
 TASKS = (0, 1)  # testbed.seed
 IPO = ["testbed.horizon=1", "beta=0.1"]  # beta is IPO's tau
-REGRET = {"ppo": 0.005, "dpo": 0.02, "iterative_dpo": 0.03}
+REGRET = {"ppo": 0.005, "reinforce": 0.005, "dpo": 0.02, "iterative_dpo": 0.03}
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +91,7 @@ def test_no_evaluation_lies_above_the_exact_frontier(finished, algorithm, task_s
 TINY = {  # budgets of a test
     "dpo": ["data.pairs=20000", "algorithm.epochs=4"],
     "ppo": ["algorithm.rounds=40"],
+    "reinforce": ["algorithm.rounds=160"],
 }
 
 
