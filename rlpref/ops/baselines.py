@@ -15,6 +15,6 @@ def leave_one_out(values: Tensor) -> Tensor:
 
 
 def moving_mean(mean: Tensor, values: Tensor, rate: float) -> Tensor:
-    """The running mean once `values` are seen: mean + rate (their mean - mean). A baseline for the answers drawn next,
-    not for these. Williams 1992, reinforcement comparison."""
-    return mean + rate * (values.mean() - mean)
+    """[...] the running mean [...] once `values` [..., n] are seen: mean + rate (their mean - mean). A baseline for the
+    answers drawn next, not for these. Williams 1992, reinforcement comparison."""
+    return mean + rate * (values.mean(-1) - mean)
