@@ -20,7 +20,8 @@ from rlpref.testbed.models import TESTBED_MODELS
 from rlpref.testbed.preferences import preference_model
 from rlpref.testbed.rewards import reward_family
 from rlpref.testbed.task import TestbedScorer, make_testbed
-from rlpref.trainer import OptimizerSettings, TrainingSettings
+from rlpref.trainer import TrainingSettings
+from rlpref.update import OptimizerSettings
 
 LANGUAGE_MODELS = {"hf": hf, "smollm2_135m": smollm2_135m, "stories260k": stories260k}
 MODELS = TESTBED_MODELS | LANGUAGE_MODELS

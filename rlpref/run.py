@@ -6,6 +6,8 @@ import os
 import sys
 import time
 import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -15,7 +17,7 @@ import yaml
 from rlpref import checkpoint
 from rlpref.binding import ConfigError
 from rlpref.build import Parts, build
-from rlpref.check import check, reads_beta
+from rlpref.check import Checked, check, reads_beta
 from rlpref.evaluation.evaluator import Evaluator
 from rlpref.evaluation.exact import ExactEvaluator, make_exact
 from rlpref.logging.card import environment, peak_memory_mb
@@ -23,9 +25,33 @@ from rlpref.logging.folder import RunFolder, config_hash, read_json, write_atomi
 from rlpref.logging.mirror import NoMirror, make_mirror
 from rlpref.report import run_figure
 from rlpref.testbed.own import own_regret
-from rlpref.trainer import Trainer
+from rlpref.trainer import Run, Trainer
 
 ALL_THREADS = torch.get_num_threads()  # as torch chose it: jobs of one process may have set other numbers
+
+
+@dataclass
+class Job:
+    """A resolved train.yaml and the folder that its run belongs in."""
+
+    config: dict
+    folder: Path
+    group: str
+    overridden: tuple[str, ...] = ()  # keys that somebody set by hand
+
+
+@dataclass
+class Ready:
+    """A job that was checked and is to be trained."""
+
+    config: dict
+    checked: Checked
+    folder: RunFolder
+    group: str
+    identity: str  # hash of the configuration
+
+    def set_status(self, status: str, error: str | None = None) -> None:
+        self.folder.set_status(status, self.identity, error)
 
 
 def run(config: dict, folder: Path, group: str | None = None, overridden: tuple[str, ...] = ()) -> dict:
@@ -35,37 +61,94 @@ def run(config: dict, folder: Path, group: str | None = None, overridden: tuple[
     its last checkpoint, and one of another configuration is refused. `overridden` are keys that somebody set
     by hand: one that this run would not read is refused. Raises ConfigError before any model is loaded.
     """
-    run_folder, identity = RunFolder(folder), config_hash(config)
+    ready = _ready(Job(config, folder, group or folder.name, overridden))
+    return _train([ready])[0] if isinstance(ready, Ready) else ready
+
+
+def run_side_by_side(jobs: list[Job]) -> list[dict | Exception]:
+    """The summary of each job or why it failed. All are trained in one pass if they can be (`replicas`), which gives
+    each the run it would have been alone, to rounding; where they cannot, and where one of them fails, each is
+    trained alone."""
+    found = [_attempt(_ready, job) for job in jobs]
+    together = [ready for ready in found if isinstance(ready, Ready)]
+    if len(together) > 1:
+        try:
+            summaries = iter(_train(together))
+            return [next(summaries) if isinstance(ready, Ready) else ready for ready in found]
+        except Exception as error:
+            print(f"{len(together)} runs go on one by one: {type(error).__name__}: {error}", file=sys.stderr)
+    return [_attempt(lambda one: _train([one])[0], ready) if isinstance(ready, Ready) else ready for ready in found]
+
+
+def _attempt(function: Callable, argument):
+    try:
+        return function(argument)
+    except Exception as error:
+        return error
+
+
+def _ready(job: Job) -> Ready | dict:
+    """The job, checked; the summary of a run that was finished before. A ConfigError leaves a failed run behind."""
+    config, run_folder, identity = job.config, RunFolder(job.folder), config_hash(job.config)
     status = run_folder.status()
     try:
-        checked = check(config, overridden)
+        checked = check(config, job.overridden)
     except ConfigError as error:
         if not status:  # a refused job of a sweep is a failed cell with a reason, not a missing one
-            write_atomically(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))
+            write_atomically(job.folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))
             run_folder.set_status("failed", identity, f"ConfigError: {error}")
         raise
     if status and status["config_hash"] != identity and run_folder.checkpoints.exists():
-        raise ConfigError(f"{folder} holds a run of another configuration; choose another folder or remove it.")
+        raise ConfigError(f"{job.folder} holds a run of another configuration; choose another folder or remove it.")
     if status.get("status") == "done" and status["config_hash"] == identity:
-        made_by = read_json(folder / "run.json").get("git_commit")
-        print(f"{folder}: done before (commit {made_by}); remove it to run it again", file=sys.stderr)
-        return read_json(folder / "summary.json")
-    run_folder.set_status("running", identity)
-    write_atomically(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))
+        made_by = read_json(job.folder / "run.json").get("git_commit")
+        print(f"{job.folder}: done before (commit {made_by}); remove it to run it again", file=sys.stderr)
+        return read_json(job.folder / "summary.json")
+    return Ready(config, checked, run_folder, job.group, identity)
+
+
+def _train(jobs: list[Ready]) -> list[dict]:
+    """The summaries of one run, or of several side by side."""
+    for job in jobs:
+        job.set_status("running")
+        write_atomically(job.folder.path / "config.yaml", yaml.safe_dump(job.config, sort_keys=False))
     try:
-        summary = _train(config, checked, run_folder, group or folder.name)
+        return _trained(jobs)
     except KeyboardInterrupt:
-        run_folder.set_status("interrupted", identity)
+        for job in jobs:
+            job.set_status("interrupted")
         raise
     except Exception as error:
-        run_folder.set_status("failed", identity, f"{type(error).__name__}: {error}")
+        for job in jobs:
+            job.set_status("failed", f"{type(error).__name__}: {error}")
         raise
-    return summary
 
 
-def _train(config: dict, checked, folder: RunFolder, group: str) -> dict:
+def _trained(jobs: list[Ready]) -> list[dict]:
     started = time.perf_counter()
-    torch.set_num_threads(config["threads"] or ALL_THREADS)
+    first = jobs[0]
+    torch.set_num_threads(first.config["threads"] or ALL_THREADS)
+    runs: list[Run] = []
+    failed = True
+    try:
+        cards = []
+        for job in jobs:
+            run, card = _assemble(job, len(jobs))
+            runs.append(run)
+            cards.append(card)
+        lasts = Trainer(runs, first.checked.training, first.checked.evaluation[0]).train()
+        wall = round(time.perf_counter() - started, 2)
+        summaries = [_finish(*each, wall) for each in zip(jobs, runs, cards, lasts)]
+        failed = False
+    finally:
+        for run in runs:
+            run.mirror.finish(failed)
+    return summaries
+
+
+def _assemble(job: Ready, replicas: int) -> tuple[Run, dict]:
+    """All that one run has for itself, and its card."""
+    config, checked, folder = job.config, job.checked, job.folder
     torch.manual_seed(config["seed"])
     parts = build(config, checked)
     beta = config["beta"] if reads_beta(config["algorithm"]) else None
@@ -73,45 +156,34 @@ def _train(config: dict, checked, folder: RunFolder, group: str) -> dict:
     exact = make_exact(parts.task, parts.models, beta, own) if parts.task else None
     if exact:
         write_json(folder.path / "frontier.json", exact.frontier())
-    times, sizes = checked.evaluation
+    _, sizes = checked.evaluation
     evaluator = Evaluator(
         parts.models, parts.data, exact, tuple(checked.algorithm.trains), **sizes, seed=config["seed"]
     )
-    card = _card(config, parts, exact)
+    card = _card(config, parts, exact) | {"replicas": replicas}
     _require_same_start(folder, card)
     write_json(folder.path / "run.json", card)
     mirror = make_mirror(
         **checked.logger,
         folder=folder.path,
-        group=group,
+        group=job.group,
         job_type=config["algorithm"]["name"],
         name=folder.path.name,
         config=config,
     )
-    failed = True
-    try:
-        trainer = Trainer(
-            checked.algorithm,
-            parts.models,
-            parts.data,
-            evaluator,
-            folder,
-            mirror,
-            checked.training,
-            checked.optimizer,
-            times,
-            config["seed"],
-        )
-        last = trainer.run()
-        wall = round(time.perf_counter() - started, 2)
-        write_json(folder.path / "run.json", card | {"wall_seconds": wall, "peak_memory_mb": peak_memory_mb()})
-        summary = last | {"wall_seconds": wall}
-        write_json(folder.path / "summary.json", summary)
-        folder.set_status("done", config_hash(config))
-        _mirror_figure(folder.path, mirror)
-        failed = False
-    finally:
-        mirror.finish(failed)
+    return Run(
+        checked.algorithm, parts.models, parts.data, evaluator, folder, mirror, checked.optimizer, config["seed"]
+    ), card
+
+
+def _finish(job: Ready, run: Run, card: dict, last: dict, wall: float) -> dict:
+    """Writes what a run leaves behind when it has ended well. Seconds are those of all runs side by side."""
+    folder = job.folder
+    write_json(folder.path / "run.json", card | {"wall_seconds": wall, "peak_memory_mb": peak_memory_mb()})
+    summary = last | {"wall_seconds": wall}
+    write_json(folder.path / "summary.json", summary)
+    job.set_status("done")
+    _mirror_figure(folder.path, run.mirror)
     return summary
 
 

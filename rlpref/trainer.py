@@ -1,45 +1,42 @@
 """The loop of every algorithm: rounds of collecting, epochs of minibatches, updates. It never asks which
-algorithm it runs."""
+algorithm it runs, and trains one run or several side by side: the replica axis."""
 
 from __future__ import annotations
 
 import time
 import warnings
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
-from typing import Literal
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from transformers import get_scheduler
 
 from rlpref import checkpoint
-from rlpref.algorithms.algorithm import Algorithm, Costs, Round, StartError
-from rlpref.binding import ConfigError
+from rlpref.algorithms.algorithm import Algorithm, Costs, Round, StartError, charge_tokens
+from rlpref.algorithms.stacked import stack_algorithms
 from rlpref.data.preferences import PreferenceData
+from rlpref.data.stacked import move_prompts, stack_data
 from rlpref.evaluation.evaluator import Evaluator
 from rlpref.logging.folder import RunFolder
 from rlpref.logging.mirror import Mirror
 from rlpref.models.bundle import Models
 from rlpref.models.hashing import weights_hash
 from rlpref.models.reference import snapshot
+from rlpref.models.stacked import member, stack_models
+from rlpref.ops.blocks import Unstackable, chosen_rows
 from rlpref.progress import progress
-from rlpref.types import Sequences, TensorBatch, from_nested, to_nested
-
-
-@dataclass
-class OptimizerSettings:
-    """AdamW with a learning-rate schedule of transformers."""
-
-    lr: float
-    schedule: Literal["linear", "cosine", "constant", "constant_with_warmup"]
-    warmup: float  # share of all steps
-    weight_decay: float
-    max_grad_norm: float
-
-    def __post_init__(self):
-        if self.warmup and self.schedule == "constant":
-            raise ConfigError("optimizer.schedule 'constant' does not use 'warmup': use constant_with_warmup.")
+from rlpref.types import TensorBatch, cat, from_nested, to_nested, token_counts
+from rlpref.update import (
+    OptimizerSettings,
+    backward,
+    clip,
+    learning_rates,
+    make_optimizer,
+    restore_share,
+    share_of,
+)
 
 
 @dataclass
@@ -54,62 +51,80 @@ class TrainingSettings:
 
 
 @dataclass
+class Run:
+    """What a run has for itself, beside others or alone."""
+
+    algorithm: Algorithm
+    models: Models
+    data: PreferenceData
+    evaluator: Evaluator
+    folder: RunFolder
+    mirror: Mirror
+    optimizer: OptimizerSettings
+    seed: int
+
+    @property
+    def trained(self) -> dict[str, nn.Module]:
+        return {name: getattr(self.models, name) for name in self.algorithm.trains}
+
+    def log(self, row: dict) -> None:
+        self.folder.log(row)
+        self.mirror.log(row)
+
+    def newest_checkpoint(self) -> Path | None:
+        path, complaints = checkpoint.latest(self.folder.checkpoints)
+        for complaint in complaints:
+            warnings.warn(f"checkpoint {complaint}; an older one is used", stacklevel=2)
+        return path
+
+
+@dataclass
 class Progress:
-    """Where the run is; with the weights and the optimizer all that a resumed run needs."""
+    """Where the runs are; with weights, optimizer, costs and random generators all that resuming needs."""
 
     step: int = 0
     round: int = 0
     epoch: int = 0
     batch: int = 0  # minibatches done in this epoch
-    costs: Costs = field(default_factory=Costs)
     seconds: float = 0.0
     evaluating: float = 0.0  # seconds of these that the evaluator took
-    metrics: dict[str, float] = field(default_factory=dict)  # of the round, not logged yet
 
 
 class Trainer:
-    """One run: `Trainer(...).run()`."""
+    """`Trainer(runs, ...).train()`: one run, or several that differ only in seed, beta and learning rate."""
 
-    def __init__(
-        self,
-        algorithm: Algorithm,
-        models: Models,
-        data: PreferenceData,
-        evaluator: Evaluator,
-        folder: RunFolder,
-        mirror: Mirror,
-        settings: TrainingSettings,
-        optimizer: OptimizerSettings,
-        evaluations: int,
-        seed: int,
-    ):
-        self.algorithm, self.models, self.data = algorithm, models, data
-        self.evaluator, self.folder, self.mirror, self.settings = evaluator, folder, mirror, settings
-        self.evaluations, self.seed = evaluations, seed
-        self.trained = {name: getattr(models, name) for name in algorithm.trains}
-        self.generator = torch.Generator(models.device).manual_seed(seed)
+    def __init__(self, runs: list[Run], settings: TrainingSettings, evaluations: int):
+        """Raises Unstackable where several runs cannot be trained side by side."""
+        first = runs[0]
+        self.runs, self.settings, self.evaluations = runs, settings, evaluations
+        self.algorithm, self.models, self.data = first.algorithm, first.models, first.data
+        if len(runs) > 1:
+            self.algorithm = stack_algorithms([run.algorithm for run in runs])
+            self.models = stack_models([run.models for run in runs])
+            self.data = stack_data([run.data for run in runs], first.models.policy.model.tree)
+        self.trained = [run.trained for run in runs]
+        self.generators = [torch.Generator(first.models.device).manual_seed(run.seed) for run in runs]
+        self.costs = [Costs() for _ in runs]
         self.at = Progress()
+        self.metrics: dict[str, Tensor] = {}  # of the round, not logged yet
         self.experience: TensorBatch | None = None
+        self.evaluated: list[dict] = [{} for _ in runs]
         self.total = self._count_steps()
-        self.optimizer, self.scheduler = self._optimizer(optimizer)
+        self.optimizer, self.scheduler = self._optimizer(first.optimizer)
 
     def _count_steps(self) -> int:
-        a = self.algorithm
-        per_round = [a.epochs * -(-a.examples(self.data, r) // a.batch_size) for r in range(a.rounds)]
+        a, data = self.algorithm, self.runs[0].data
+        per_round = [a.epochs * -(-a.examples(data, r) // a.batch_size) for r in range(a.rounds)]
         return min(sum(per_round), self.settings.max_steps or sum(per_round))
 
     def _optimizer(self, s: OptimizerSettings):
-        self.max_grad_norm = s.max_grad_norm
-        groups = [
-            {"params": [p for p in module.parameters() if p.requires_grad], "lr": s.lr * self.algorithm.trains[name]}
-            for name, module in self.trained.items()
-        ]
-        optimizer = torch.optim.AdamW(groups, weight_decay=s.weight_decay)
+        lrs = [run.optimizer.lr for run in self.runs]
+        optimizer = make_optimizer(self.trained, lrs, self.algorithm.trains, s.weight_decay)
         warmup = round(s.warmup * self.total)
         return optimizer, get_scheduler(s.schedule, optimizer, warmup, self.total)
 
-    def run(self) -> dict[str, float]:
-        """Trains to the end (from the last checkpoint where there is one) and returns the last evaluation."""
+    def train(self) -> list[dict[str, float]]:
+        """Trains to the end (from the last checkpoints where there are any); returns each run's last evaluation."""
         self._resume()
         started = time.perf_counter() - self.at.seconds
         due = {-(-i * self.total // self.evaluations) for i in range(1, self.evaluations + 1)}
@@ -120,8 +135,8 @@ class Trainer:
                 row = self._update(batch)
                 self.at.seconds = time.perf_counter() - started
                 if self.at.step % self.settings.log_every == 0 or self.at.step == self.total:
-                    self._log(self._row() | row)
-                self.show(f"loss {row['loss']:.4f}", advance=1)
+                    self._log(row)
+                self.show(f"loss {float(row['loss'].mean()):.4f}", advance=1)
                 if self.at.step in due:
                     self._evaluate(started)
                 every = self.settings.checkpoint_every
@@ -130,7 +145,7 @@ class Trainer:
         if self.at.step not in due:  # fewer minibatches than foreseen: dropped ties
             self._evaluate(started)
         self._save()
-        return self.last_evaluation
+        return self.evaluated
 
     def _minibatches(self) -> Iterator[TensorBatch]:
         """Rounds x epochs x minibatches from where `self.at` stands."""
@@ -144,130 +159,129 @@ class Trainer:
                         return
                     batch = self.experience[rows]
                     if at.step == 0:
-                        self._check_start(batch[: self.settings.micro_batch_size])
+                        self._check_start(batch)
                     at.step, at.batch = at.step + 1, at.batch + 1
-                    at.costs.steps += 1
                     yield batch
                 at.epoch, at.batch = at.epoch + 1, 0
             at.round, at.epoch = at.round + 1, 0
 
     def _check_start(self, batch: TensorBatch) -> None:
         """Dropout is off in whatever trains or is compared with, and the algorithm starts where it should."""
-        for name, module in (self.trained | {"ref": self.models.ref.model}).items():
+        compared = {"ref": self.models.ref.model}
+        for name, module in ({name: getattr(self.models, name) for name in self.algorithm.trains} | compared).items():
             if any(part.training for part in module.modules()):
                 raise StartError(f"the {name} is in training mode: dropout would be on. Call .eval() on it.")
-        self.algorithm.check_start(self.models, batch)
+        few = torch.arange(len(batch)).view(len(self.runs), -1)[:, : self.settings.micro_batch_size]
+        self.algorithm.check_start(self.models, batch[few.flatten()])
 
     def _collect(self) -> None:
         self.show("collecting")
-        round = Round(self.at.round, self.generator, self.at.costs, self.experience)
+        round = Round(self.at.round, self.generators, self.costs, self.experience)
         self.experience = self.algorithm.collect(self.models, self.data, round)
-        self.at.metrics = round.metrics
+        self.metrics = round.metrics
 
     def _order(self) -> list[Tensor]:
-        """Minibatches of this epoch: a permutation that depends on seed, round and epoch only."""
-        seed = (self.seed * 1_000_003 + self.at.round) * 1_000_003 + self.at.epoch
-        generator = torch.Generator().manual_seed(seed % 2**62)
-        order = torch.randperm(len(self.experience), generator=generator).to(self.models.device)
-        return list(order.split(self.algorithm.batch_size))
+        """Minibatches of this epoch, a block for each run: a permutation that depends on its seed, the round and the
+        epoch only."""
+        each = len(self.experience) // len(self.runs)
+        columns = []
+        for run in self.runs:
+            seed = (run.seed * 1_000_003 + self.at.round) * 1_000_003 + self.at.epoch
+            generator = torch.Generator().manual_seed(seed % 2**62)
+            columns.append(torch.randperm(each, generator=generator).split(self.algorithm.batch_size))
+        return [chosen_rows(list(rows), len(self.experience)).to(self.models.device) for rows in zip(*columns)]
 
-    def _update(self, batch: TensorBatch) -> dict[str, float]:
-        """One optimizer step on the weighted mean over the minibatch, exact for any micro-batch size."""
+    def _update(self, batch: TensorBatch) -> dict[str, Tensor]:
+        """One optimizer step on the weighted mean over each run's minibatch; its metrics [runs]."""
         self.optimizer.zero_grad()
         row = backward(self.algorithm, self.models, batch, self.settings.micro_batch_size, self.trained)
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        norm = float(nn.utils.clip_grad_norm_(parameters, self.max_grad_norm))
-        if not (row["loss"] - row["loss"] == 0 and norm - norm == 0):
-            raise FloatingPointError(
-                f"step {self.at.step}: loss {row['loss']}, gradient norm {norm}; nothing was updated. "
-                "Try a smaller optimizer.lr."
-            )
-        self.at.costs.tokens += count_tokens(batch)
-        row |= {"grad_norm": norm, "lr": self.optimizer.param_groups[0]["lr"]}
+        norm = clip(self.trained, self.runs[0].optimizer.max_grad_norm)
+        self._require_finite(row["loss"], norm)
+        charge_tokens(self.costs, token_counts(batch))
+        for costs in self.costs:
+            costs.steps += 1
+        row |= {"grad_norm": norm, "lr": learning_rates(self.optimizer, self.trained)}
         self.optimizer.step()
         self.scheduler.step()
-        metrics, self.at.metrics = self.at.metrics, {}
-        return row | metrics
+        return row
 
-    def _row(self) -> dict:
+    def _require_finite(self, loss: Tensor, norm: Tensor) -> None:
+        for run, value, size in zip(self.runs, loss.tolist(), norm.tolist()):
+            if not (value - value == 0 and size - size == 0):
+                raise FloatingPointError(
+                    f"step {self.at.step} of seed {run.seed}: loss {value}, gradient norm {size}; nothing was updated. "
+                    "Try a smaller optimizer.lr."
+                )
+
+    def _row(self, run: int) -> dict:
         at = self.at
         times = {"time/seconds": round(at.seconds, 3), "time/training_seconds": round(at.seconds - at.evaluating, 3)}
-        return {"step": at.step, "round": at.round, **at.costs.row(), **times}
+        return {"step": at.step, "round": at.round, **self.costs[run].row(), **times}
 
-    def _log(self, row: dict) -> None:
-        self.folder.log(row)
-        self.mirror.log(row)
+    def _log(self, row: dict[str, Tensor]) -> None:
+        """A step's metrics, with those of the round that have not been logged yet."""
+        row, self.metrics = row | self.metrics, {}
+        values = torch.stack([value.double() for value in row.values()]).T.tolist()
+        for i, run in enumerate(self.runs):
+            run.log(self._row(i) | dict(zip(row, values[i])))
 
     def _evaluate(self, started: float) -> None:
         self.show("evaluating")
         begun = time.perf_counter()
-        metrics, texts = self.evaluator(self.at.step)
+        found = [run.evaluator(self.at.step) for run in self.runs]
         now = time.perf_counter()
         self.at.seconds, self.at.evaluating = now - started, self.at.evaluating + now - begun
-        self.last_evaluation = self._row() | metrics
-        self._log(self.last_evaluation)
-        self.folder.log_samples(texts)
+        for i, (run, (metrics, texts)) in enumerate(zip(self.runs, found)):
+            self.evaluated[i] = self._row(i) | metrics
+            run.log(self.evaluated[i])
+            run.folder.log_samples(texts)
 
-    def _modules(self) -> dict[str, nn.Module]:
+    def _modules(self, run: int) -> dict[str, nn.Module]:
         moved = self.models.ref is not self.models.initial
-        return self.trained | ({"ref": self.models.ref.model} if moved else {})
+        return self.trained[run] | ({"ref": member(self.models.ref.model, run)} if moved else {})
 
     def _save(self) -> None:
-        state = {
-            "progress": asdict(self.at),
-            "optimizer": self.optimizer.state_dict(),
-            "scheduler": self.scheduler.state_dict(),
-            "generator": self.generator.get_state(),
-            "experience": to_nested(self.experience),
-            "rows": self.folder.rows(),
-            "last_evaluation": self.last_evaluation,
-        }
-        checkpoint.save(self.folder.checkpoints, self.at.step, self._modules(), state)
+        """Each run's checkpoint is what it would have written alone."""
+        each = len(self.experience) // len(self.runs)
+        for i, run in enumerate(self.runs):
+            state = {
+                "progress": asdict(self.at),
+                "costs": asdict(self.costs[i]),
+                "metrics": {name: float(values[i]) for name, values in self.metrics.items()},
+                "optimizer": share_of(self.optimizer, self.trained[i]),
+                "generator": self.generators[i].get_state(),
+                "experience": to_nested(self._moved(self.experience[i * each : (i + 1) * each], -i)),
+                "rows": run.folder.rows(),
+                "last_evaluation": self.evaluated[i],
+            }
+            checkpoint.save(run.folder.checkpoints, self.at.step, self._modules(i), state)
 
     def _resume(self) -> None:
-        """Takes up the newest sound checkpoint, and cuts the logs back to where it was made."""
-        path, complaints = checkpoint.latest(self.folder.checkpoints)
-        for complaint in complaints:
-            warnings.warn(f"checkpoint {complaint}; an older one is used", stacklevel=2)
-        if path is None:
-            self.folder.clear_logs()
+        """Takes up the newest sound checkpoints, and cuts the logs back to where they were made."""
+        paths = [run.newest_checkpoint() for run in self.runs]
+        if len({path and path.name for path in paths}) > 1:
+            raise Unstackable("the runs were interrupted at different steps")
+        if paths[0] is None:
+            for run in self.runs:
+                run.folder.clear_logs()
             return
-        if moved := (path / "ref.safetensors").exists():
+        if moved := (paths[0] / "ref.safetensors").exists():
             self.models.ref = snapshot(self.models.policy)
-        state = checkpoint.load(path, self._modules())
+        states = [checkpoint.load(path, self._modules(i)) for i, path in enumerate(paths)]
         if moved:
             self.models.ref.hash = weights_hash(self.models.ref.model)
-        self.at = Progress(**state["progress"] | {"costs": Costs(**state["progress"]["costs"])})
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scheduler.load_state_dict(state["scheduler"])
-        self.generator.set_state(state["generator"])
-        self.experience = from_nested(state["experience"]).to(self.models.device)
-        self.last_evaluation = state["last_evaluation"]
-        self.folder.cut_back(state["rows"])
+        self.at = Progress(**states[0]["progress"])
+        self.scheduler.last_epoch = self.at.step
+        self.metrics = {name: torch.tensor([s["metrics"][name] for s in states]) for name in states[0]["metrics"]}
+        for i, (run, state) in enumerate(zip(self.runs, states)):
+            self.costs[i] = Costs(**state["costs"])
+            restore_share(self.optimizer, self.trained[i], state["optimizer"])
+            self.generators[i].set_state(state["generator"])
+            self.evaluated[i] = state["last_evaluation"]
+            run.folder.cut_back(state["rows"])
+        own = [self._moved(from_nested(state["experience"]), i) for i, state in enumerate(states)]
+        self.experience = cat(own).to(self.models.device)
 
-
-def backward(
-    algorithm: Algorithm, models: Models, batch: TensorBatch, micro_batch_size: int, trained: dict[str, nn.Module]
-) -> dict[str, float]:
-    """Adds the gradient of sum(weight * loss) / sum(weight) over the whole minibatch to the trained modules,
-    however it is cut into micro-batches; returns the loss and the metrics averaged in the same way."""
-    sums: dict[str, float] = {}
-    total = 0.0
-    for start in range(0, len(batch), micro_batch_size):
-        loss = algorithm.loss(models, batch[start : start + micro_batch_size])
-        (loss.weight * loss.value).sum().backward()
-        total += float(loss.weight.sum())
-        for name, values in (("loss", loss.value.detach()), *loss.metrics.items()):
-            sums[name] = sums.get(name, 0.0) + float((loss.weight * values).sum(dtype=torch.float64))
-    for module in trained.values():
-        for parameter in module.parameters():
-            if parameter.grad is not None:
-                parameter.grad /= total
-    return {name: value / total for name, value in sums.items()}
-
-
-def count_tokens(batch: TensorBatch) -> int:
-    """Real tokens in all the sequences of a batch."""
-    if isinstance(batch, Sequences):
-        return int(batch.attention_mask.sum())
-    return sum(count_tokens(value) for _, value in batch.items() if isinstance(value, TensorBatch))
+    def _moved(self, rows: TensorBatch, runs: int) -> TensorBatch:
+        """Rows of one run as the stack reads them, or back."""
+        return move_prompts(rows, runs, self.models.policy.members[0].model.tree) if runs else rows

@@ -50,6 +50,20 @@ def cat(batches: list):
     return type(first)(**{name: _cat_field([getattr(b, name) for b in batches]) for name, _ in first.items()})
 
 
+def token_counts(batch: TensorBatch) -> Tensor:
+    """[B] real tokens in all the sequences of each row."""
+    if isinstance(batch, Sequences):
+        return batch.attention_mask.sum(1)
+    return sum(token_counts(value) for _, value in batch.items() if isinstance(value, TensorBatch))
+
+
+def cat_blocks(batches: list, runs: int):
+    """Rows of all batches under each other within each run's block (rlpref.ops.blocks)."""
+    starts = torch.tensor([0, *(len(batch) for batch in batches)]).cumsum(0).tolist()
+    rows = [torch.arange(start, end).view(runs, -1) for start, end in zip(starts, starts[1:])]
+    return cat(batches)[torch.cat(rows, 1).flatten()]
+
+
 def _cat_field(values: list):
     if any(value is None for value in values):
         if any(value is not None for value in values):

@@ -11,8 +11,8 @@ from rlpref.algorithms.algorithm import Costs, Round
 from rlpref.models.bundle import Models
 from rlpref.models.heads import critic_from, scalar_model
 from rlpref.models.reference import freeze
-from rlpref.trainer import backward
 from rlpref.types import Pairs, Prompts, Sequences, TensorBatch
+from rlpref.update import backward
 
 ROWS = 7
 DPO = {"name": "dpo", "beta": 0.3, "label_smoothing": 0.1}

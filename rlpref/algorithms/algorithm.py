@@ -10,6 +10,7 @@ from torch import Tensor
 
 from rlpref.data.preferences import PreferenceData
 from rlpref.models.bundle import Models
+from rlpref.ops.blocks import blocks
 from rlpref.types import TensorBatch
 
 
@@ -38,13 +39,36 @@ class Costs:
 
 @dataclass
 class Round:
-    """What `collect` may read and write besides models and data."""
+    """What `collect` may read and write besides models and data. An ordinary run has one generator and one Costs;
+    with replicas each run has its own, and its rows are one block of every batch (rlpref.ops.blocks)."""
 
     index: int
-    generator: torch.Generator  # the run's only source of randomness, on the models' device
-    costs: Costs
+    generators: list[torch.Generator]  # the runs' only source of randomness, on the models' device
+    costs: list[Costs]
     previous: TensorBatch | None = None  # what the round before collected
-    metrics: dict[str, float] = field(default_factory=dict)  # of the collected batch as a whole
+    metrics: dict[str, Tensor] = field(default_factory=dict)  # [runs] of the collected batch as a whole
+
+    @property
+    def runs(self) -> int:
+        return len(self.generators)
+
+    def mean(self, values: Tensor) -> Tensor:
+        """[runs] mean of one number per row."""
+        return blocks(values.float(), self.runs).mean(1)
+
+    def charge(self, samples: int = 0, labels: int = 0, tokens: Tensor | None = None) -> None:
+        """Adds to the costs: rows that all runs together drew or asked labels for, and the tokens of each row."""
+        for costs in self.costs:
+            costs.samples += samples // self.runs
+            costs.labels += labels // self.runs
+        if tokens is not None:
+            charge_tokens(self.costs, tokens)
+
+
+def charge_tokens(costs: list[Costs], tokens: Tensor) -> None:
+    """Adds the tokens of each row to the costs of the row's run."""
+    for own, count in zip(costs, blocks(tokens, len(costs)).sum(1).tolist()):
+        own.tokens += count
 
 
 class Algorithm(Protocol):

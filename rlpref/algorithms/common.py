@@ -12,6 +12,7 @@ from rlpref.binding import ConfigError
 from rlpref.data.preferences import PreferenceData
 from rlpref.losses import make_loss
 from rlpref.models.bundle import Models
+from rlpref.ops.blocks import chosen_rows, spread
 from rlpref.rollout.sampler import ends_with_eos, sample
 from rlpref.types import PairLogps, Pairs, Prompts, Rollouts, Samples, Sequences, cat
 
@@ -50,8 +51,9 @@ def pair_logps(models: Models, pairs: Pairs) -> PairLogps:
     )
 
 
-def pair_loss(objective, scale: float, lp: PairLogps) -> Loss:
-    """A pair loss with the metrics of every preference method."""
+def pair_loss(objective, scale: float | Tensor, lp: PairLogps) -> Loss:
+    """A pair loss with the metrics of every preference method. `scale` is one number or one for each run."""
+    scale = spread(scale, len(lp.chosen))
     chosen = scale * (lp.chosen - lp.ref_chosen).detach()
     rejected = scale * (lp.rejected - lp.ref_rejected).detach()
     metrics = {
@@ -93,12 +95,16 @@ def require_equal(what: str, found: float, expected: float, slack: float) -> Non
         )
 
 
-def choose_prompts(prompts: Prompts, n: int, generator: torch.Generator) -> Prompts:
-    """n prompts at random; none twice before all have come once."""
-    rounds = -(-n // len(prompts))
-    device = generator.device
-    order = torch.cat([torch.randperm(len(prompts), generator=generator, device=device) for _ in range(rounds)])
-    return prompts[order[:n].to(prompts.ids.device)]
+def choose_prompts(prompts: Prompts, n: int, generators: list[torch.Generator]) -> Prompts:
+    """n prompts at random for each generator, from its own block of prompts; none twice before all have come once."""
+    own = len(prompts) // len(generators)
+    chosen = chosen_rows([_order(own, n, generator) for generator in generators], len(prompts))
+    return prompts[chosen.to(prompts.ids.device)]
+
+
+def _order(of: int, n: int, generator: torch.Generator) -> Tensor:
+    rounds = -(-n // of)
+    return torch.cat([torch.randperm(of, generator=generator, device=generator.device) for _ in range(rounds)])[:n]
 
 
 def sample_answers(models: Models, prompts: Prompts, k: int, round: Round) -> Samples:
@@ -110,17 +116,16 @@ def sample_answers(models: Models, prompts: Prompts, k: int, round: Round) -> Sa
         models.max_new_tokens,
         models.temperature,
         models.eos_token_id,
-        round.generator,
+        round.generators,
         models.chunk,
     )
-    round.costs.samples += len(samples)
-    round.costs.tokens += int(samples.sequences.attention_mask.sum())
+    round.charge(samples=len(samples), tokens=samples.sequences.attention_mask.sum(1))
     return samples
 
 
 def score(models: Models, sequences: Sequences, round: Round) -> Tensor:
     """[B] reward of each answer, each counted as one label."""
-    round.costs.labels += len(sequences)
+    round.charge(labels=len(sequences))
     return models.reward(sequences).to(models.device)
 
 
@@ -139,21 +144,21 @@ def sample_and_score(
     round: Round,
     size: tuple[int, int],
     eos: tuple[str, float | None],
-    beta: float,
+    beta: float | Tensor,
 ) -> tuple[Samples, Tensor, Tensor]:
     """Fresh answers, `size` = (prompts, answers to each), with the reference's log-probs [B, T] and the scores [B] once
     the EOS rule `eos` = (rule, penalty) is applied. Writes the round's `objective/` metrics; beta is for them alone."""
-    samples = sample_answers(models, choose_prompts(data.prompts, size[0], round.generator), size[1], round)
+    samples = sample_answers(models, choose_prompts(data.prompts, size[0], round.generators), size[1], round)
     raw = score(models, samples.sequences, round)
     finished = ends_with_eos(samples.sequences, models.eos_token_id)
     scores = after_eos_rule(raw, finished, *eos)
     ref_logps = models.ref_logps(samples.sequences)
     kl = (samples.logps - ref_logps).sum(1)
     round.metrics |= {
-        "objective/scores": float(raw.mean()),
-        "objective/kl": float(kl.mean()),
-        "objective/rlhf_reward": float((scores - beta * kl).mean()),
-        "objective/eos_rate": float(finished.float().mean()),
+        "objective/scores": round.mean(raw),
+        "objective/kl": round.mean(kl),
+        "objective/rlhf_reward": round.mean(scores - spread(beta, len(kl)) * kl),
+        "objective/eos_rate": round.mean(finished),
     }
     return samples, ref_logps, scores
 

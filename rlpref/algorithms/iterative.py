@@ -28,7 +28,8 @@ from rlpref.binding import ConfigError
 from rlpref.data.preferences import PreferenceData
 from rlpref.models.bundle import Models
 from rlpref.models.reference import snapshot
-from rlpref.types import PairLogps, Pairs, Samples, cat
+from rlpref.ops.blocks import Unstackable, uniform
+from rlpref.types import PairLogps, Pairs, Samples, cat_blocks
 
 
 @dataclass
@@ -43,7 +44,7 @@ class Iterative:
     batch_size: int
     prompts_per_round: int
     k: int
-    pairing: Callable[[Tensor, torch.Generator], tuple[Tensor, Tensor, Tensor]]
+    pairing: Callable[[Tensor, list[torch.Generator]], tuple[Tensor, Tensor, Tensor]]
     reference: str
     data: str
     trains: dict[str, float] = field(init=False, default_factory=lambda: {"policy": 1.0})
@@ -56,25 +57,29 @@ class Iterative:
     def collect(self, models: Models, data: PreferenceData, round: Round) -> Pairs:
         if self.reference == "previous" and round.index > 0:
             models.ref = snapshot(models.policy)
-        prompts = choose_prompts(data.prompts, self.prompts_per_round, round.generator)
+        prompts = choose_prompts(data.prompts, self.prompts_per_round, round.generators)
         samples = sample_answers(models, prompts, self.k, round)
         scores = score(models, samples.sequences, round).view(len(prompts), self.k)
         round.metrics |= {
-            "objective/scores": float(scores.mean()),
-            "objective/scores_best": float(scores.amax(1).mean()),
+            "objective/scores": round.mean(scores.mean(1)),
+            "objective/scores_best": round.mean(scores.amax(1)),
         }
         pairs = with_reference(models, self._pairs(samples, scores, round))
         if self.data == "fresh" or round.previous is None:
             return pairs
         earlier = round.previous
-        return cat([with_reference(models, earlier) if self.reference == "previous" else earlier, pairs])
+        both = [with_reference(models, earlier) if self.reference == "previous" else earlier, pairs]
+        return cat_blocks(both, round.runs)
 
     def _pairs(self, samples: Samples, scores: Tensor, round: Round) -> Pairs:
-        prompt, chosen, rejected = self.pairing(scores, round.generator)
+        prompt, chosen, rejected = self.pairing(scores, round.generators)
         if len(prompt) == 0:
             raise ValueError("no pair can be formed: all answers to every prompt of the round have equal scores")
+        kept = torch.bincount(prompt // (len(scores) // round.runs), minlength=round.runs)
+        if (kept != kept[0]).any():
+            raise Unstackable(f"pairing dropped ties and left the runs {kept.tolist()} pairs")
         per_prompt = 1 if self.pairing is best_worst else self.k // 2
-        round.metrics["pairs/ties_dropped"] = 1 - len(prompt) / (len(scores) * per_prompt)
+        round.metrics["pairs/ties_dropped"] = 1 - kept / (len(scores) // round.runs * per_prompt)
         first, second = prompt * self.k + chosen, prompt * self.k + rejected
         flat = scores.flatten()
         return Pairs(
@@ -91,22 +96,21 @@ class Iterative:
         check_pair_start(models, self.objective, batch)
 
 
-def best_worst(scores: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+def best_worst(scores: Tensor, generators: list[torch.Generator]) -> tuple[Tensor, Tensor, Tensor]:
     """One pair per prompt: highest against lowest score [prompts, k]; prompts whose answers all tie are dropped.
     Returns row, chosen column, rejected column."""
     rows = (scores.amax(1) > scores.amin(1)).nonzero()[:, 0]
     return rows, scores.argmax(1)[rows], scores.argmin(1)[rows]
 
 
-def bradley_terry(scores: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+def bradley_terry(scores: Tensor, generators: list[torch.Generator]) -> tuple[Tensor, Tensor, Tensor]:
     """k // 2 disjoint pairs per prompt; the first wins with probability sigmoid(score difference)."""
     prompts, k = scores.shape
     first, second = torch.arange(0, k - 1, 2), torch.arange(1, k, 2)
     rows = torch.arange(prompts, device=scores.device).repeat_interleave(len(first))
     first, second = (columns.to(scores.device).repeat(prompts) for columns in (first, second))
     difference = scores[rows, first] - scores[rows, second]
-    drawn = torch.rand(difference.shape, generator=generator, device=scores.device, dtype=scores.dtype)
-    wins = drawn < difference.sigmoid()
+    wins = uniform(generators, len(difference), dtype=scores.dtype) < difference.sigmoid()
     return rows, torch.where(wins, first, second), torch.where(wins, second, first)
 
 

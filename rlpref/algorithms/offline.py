@@ -31,7 +31,7 @@ class Offline:
         return len(data.train)
 
     def collect(self, models: Models, data: PreferenceData, round: Round) -> Pairs:
-        round.costs.labels += len(data.train)
+        round.charge(labels=len(data.train))
         return with_reference(models, data.train.to(models.device))
 
     def loss(self, models: Models, batch: Pairs) -> Loss:

@@ -20,8 +20,9 @@ from rlpref.data.preferences import PreferenceData
 from rlpref.losses import ppo_clip, value_clip
 from rlpref.models.bundle import Models, in_chunks
 from rlpref.models.heads import ScalarHead
+from rlpref.ops.blocks import blocks, spread
 from rlpref.ops.gae import gae, penalised_rewards
-from rlpref.ops.masked import masked_mean, masked_whiten
+from rlpref.ops.masked import masked_mean, masked_variance, masked_whiten
 from rlpref.types import Rollouts, Sequences
 
 
@@ -63,12 +64,14 @@ class PPO:
         samples, ref_logps, scores = sample_and_score(models, data, round, size, eos, self.beta)
         sequences, mask = samples.sequences, samples.sequences.mask
         values = in_chunks(lambda part: state_values(models.critic, part), sequences, models.chunk)
-        rewards = penalised_rewards(scores, samples.logps - ref_logps, mask, self.beta)
+        beta = spread(self.beta, len(scores))
+        rewards = penalised_rewards(scores, samples.logps - ref_logps, mask, beta)
         advantages = gae(rewards, values, mask, self.gamma, self.gae_lambda)
         returns = torch.where(mask, advantages + values, 0.0)
-        round.metrics["val/explained_var"] = explained_variance(returns[mask], values[mask])
+        by_run = (blocks(tokens, round.runs) for tokens in (returns, values, mask))
+        round.metrics["val/explained_var"] = explained_variance(*by_run)
         if self.whiten_advantages:
-            advantages = masked_whiten(advantages, mask)
+            advantages = masked_whiten(blocks(advantages, round.runs), blocks(mask, round.runs)).flatten(0, 1)
         return Rollouts(sequences, samples.logps, ref_logps, values, advantages, returns, scores)
 
     def loss(self, models: Models, batch: Rollouts) -> Loss:
@@ -103,6 +106,7 @@ def state_values(critic: ScalarHead, sequences: Sequences) -> Tensor:
     return torch.where(sequences.mask, before, torch.zeros_like(before))
 
 
-def explained_variance(returns: Tensor, values: Tensor) -> float:
-    """1 - Var(returns - values) / Var(returns): 1 for a perfect critic, 0 for a constant one, and worse below."""
-    return float(1 - (returns - values).var(correction=0) / returns.var(correction=0).clamp(min=1e-12))
+def explained_variance(returns: Tensor, values: Tensor, mask: Tensor) -> Tensor:
+    """[..] 1 - Var(returns - values) / Var(returns) over the masked tokens of each batch [.., B, T]: 1 for a perfect
+    critic, 0 for a constant one, and worse below."""
+    return 1 - masked_variance(returns - values, mask) / masked_variance(returns, mask).clamp(min=1e-12)

@@ -21,6 +21,8 @@ from rlpref.data.preferences import PreferenceData
 from rlpref.losses import reinforce
 from rlpref.models.bundle import Models
 from rlpref.ops.baselines import leave_one_out, moving_mean
+from rlpref.ops.blocks import blocks, spread
+from rlpref.ops.masked import last_masked
 from rlpref.types import Rollouts
 
 
@@ -67,7 +69,7 @@ class Reinforce:
         samples, ref_logps, scores = sample_and_score(models, data, round, size, eos, self.beta)
         returns = whole_returns(scores, samples.logps, ref_logps, self.beta)
         baselines = self._baselines(returns, round)
-        round.metrics["objective/advantages_std"] = float((returns - baselines).std(correction=0))
+        round.metrics["objective/advantages_std"] = blocks(returns - baselines, round.runs).std(1, correction=0)
         mask = samples.sequences.mask
         values, advantages, returns = (
             torch.where(mask, of_answer[:, None], 0.0) for of_answer in (baselines, returns - baselines, returns)
@@ -81,8 +83,9 @@ class Reinforce:
         if self.baseline == "none" or round.previous is None:
             return torch.zeros_like(returns)
         before = round.previous  # carries its baseline and its returns, through a checkpoint too
-        past = whole_returns(before.scores, before.logps, before.ref_logps, self.beta)
-        return moving_mean(before.values[before.sequences.mask][0], past, self.baseline_rate).expand_as(returns)
+        past = blocks(whole_returns(before.scores, before.logps, before.ref_logps, self.beta), round.runs)
+        mean = blocks(before.values.gather(1, last_masked(before.sequences.mask)[:, None]), round.runs)[:, 0, 0]
+        return spread(moving_mean(mean, past, self.baseline_rate), len(returns))
 
     def loss(self, models: Models, batch: Rollouts) -> Loss:
         batch = batch.trimmed()
@@ -94,6 +97,6 @@ class Reinforce:
         check_rollout_start(models, batch)
 
 
-def whole_returns(scores: Tensor, logps: Tensor, ref_logps: Tensor, beta: float) -> Tensor:
-    """[B] score less beta log policy/ref of the whole answer."""
-    return scores - beta * (logps - ref_logps).sum(1)
+def whole_returns(scores: Tensor, logps: Tensor, ref_logps: Tensor, beta: float | Tensor) -> Tensor:
+    """[B] score less beta log policy/ref of the whole answer; beta is one number or one for each run."""
+    return scores - spread(beta, len(scores)) * (logps - ref_logps).sum(1)

@@ -29,7 +29,7 @@ class RewardModel:
         return len(data.train)
 
     def collect(self, models: Models, data: PreferenceData, round: Round) -> Pairs:
-        round.costs.labels += len(data.train)
+        round.charge(labels=len(data.train))
         return data.train.to(models.device)
 
     def loss(self, models: Models, batch: Pairs) -> Loss:

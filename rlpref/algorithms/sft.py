@@ -30,7 +30,7 @@ class SFT:
         return len(data.train)
 
     def collect(self, models: Models, data: PreferenceData, round: Round) -> Sequences:
-        round.costs.labels += len(data.train)
+        round.charge(labels=len(data.train))
         return data.train.chosen.to(models.device)
 
     def loss(self, models: Models, batch: Sequences) -> Loss:

@@ -24,7 +24,7 @@ from rlpref.data.tokenise import encode_prompts, eos_id
 from rlpref.models.reference import policy_hash
 from rlpref.progress import progress
 from rlpref.rewards.scorer import completion_ids, completion_texts
-from rlpref.rollout.sampler import sample
+from rlpref.rollout.sampler import RANDOMNESS, sample
 from rlpref.types import cat
 
 PROMPTS_AT_ONCE = 16
@@ -147,7 +147,7 @@ def _answers(context: DataContext, prompts: list[str], k: int) -> list[list[Answ
                 max_new_tokens=context.max_completion_length,
                 temperature=context.temperature,
                 eos_token_id=eos,
-                generator=generator,
+                generators=[generator],
             )
             part.prompt += start
             parts.append(part)
@@ -175,5 +175,6 @@ def _key(context: DataContext, prompts: list[str], k: int, pairs_per_prompt: int
         "max_completion_length": context.max_completion_length,
         "seed": context.seed,
         "gold": context.gold.name,
+        "randomness": RANDOMNESS,
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]

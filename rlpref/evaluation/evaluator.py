@@ -49,7 +49,7 @@ class Evaluator:
         """Answers with the same random numbers at every evaluation: what moves is the policy."""
         generator = torch.Generator(self.models.device).manual_seed(seed)
         m = self.models
-        return sample(model, prompts, self.k, m.max_new_tokens, m.temperature, m.eos_token_id, generator, m.chunk)
+        return sample(model, prompts, self.k, m.max_new_tokens, m.temperature, m.eos_token_id, [generator], m.chunk)
 
     def _sampled(self, step: int) -> tuple[dict[str, float], list[dict]]:
         m, all_prompts = self.models, self.exact is not None

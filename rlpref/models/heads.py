@@ -37,7 +37,13 @@ class ScalarHead(nn.Module):
         read = self.backbone(
             input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False
         )
-        return self.head(read.last_hidden_state.to(self.head.weight.dtype)).squeeze(-1)
+        return linear(read.last_hidden_state.to(self.head.weight.dtype), self.head.weight[0], self.head.bias)
+
+
+def linear(hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """[..] the product of hidden [.., width] and weight, plus bias. Unlike a matrix product it rounds each row in the
+    same way however many rows there are."""
+    return (hidden * weight).sum(-1) + bias
 
 
 def backbone_of(model: nn.Module) -> nn.Module:

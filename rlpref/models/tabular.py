@@ -70,13 +70,19 @@ class TabularBackbone(nn.Module):
     def forward(self, input_ids, attention_mask=None, past_key_values=None, **_) -> SimpleNamespace:
         """As a HF decoder: `.last_hidden_state` [B, L, width] and `.past_key_values`. Positions follow from
         the mask, so `position_ids` is accepted and not needed."""
-        if attention_mask is None:
-            attention_mask = torch.ones_like(input_ids)
-        if past_key_values is None:
-            past_key_values = TabularCache(input_ids.new_zeros(len(input_ids)))
-        new_columns = attention_mask[:, -input_ids.shape[1] :]
-        states = self.tree.read(input_ids, new_columns, past_key_values.state)
-        return SimpleNamespace(last_hidden_state=self.rows(states), past_key_values=TabularCache(states[:, -1]))
+        return look_up(self.tree, self.rows.weight, input_ids, attention_mask, past_key_values)
+
+
+def look_up(tree: AnswerTree, rows: Tensor, input_ids, attention_mask, past_key_values) -> SimpleNamespace:
+    """What a decoder returns, with the rows [states, width] of a table as hidden states."""
+    if attention_mask is None:
+        attention_mask = torch.ones_like(input_ids)
+    if past_key_values is None:
+        past_key_values = TabularCache(input_ids.new_zeros(len(input_ids)))
+    new_columns = attention_mask[:, -input_ids.shape[1] :]
+    states = tree.read(input_ids, new_columns, past_key_values.state)
+    hidden = nn.functional.embedding(states, rows)
+    return SimpleNamespace(last_hidden_state=hidden, past_key_values=TabularCache(states[:, -1]))
 
 
 class TabularLM(nn.Module):
@@ -89,10 +95,7 @@ class TabularLM(nn.Module):
 
     def forward(self, input_ids, attention_mask=None, logits_to_keep: int = 0, **kwargs) -> SimpleNamespace:
         """As a HF causal LM; `logits_to_keep` keeps the last columns only (0: all)."""
-        hidden = self.model(input_ids, attention_mask, **kwargs)
-        return SimpleNamespace(
-            logits=hidden.last_hidden_state[:, -logits_to_keep:], past_key_values=hidden.past_key_values
-        )
+        return as_logits(self.model(input_ids, attention_mask, **kwargs), logits_to_keep)
 
     def set_conditionals(self, logps: Tensor) -> TabularLM:
         """Writes next-token log-probs [prompts, inner, vocab] into the table."""
@@ -101,3 +104,8 @@ class TabularLM(nn.Module):
             table = self.model.rows.weight[1:].view(tree.prompts, tree.per_prompt, tree.vocab)
             table[:, : tree.inner] = logps.to(table)
         return self
+
+
+def as_logits(read: SimpleNamespace, logits_to_keep: int) -> SimpleNamespace:
+    """What a causal LM returns: the last columns of the hidden states (0: all) are the logits."""
+    return SimpleNamespace(logits=read.last_hidden_state[:, -logits_to_keep:], past_key_values=read.past_key_values)

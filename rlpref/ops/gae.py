@@ -8,10 +8,10 @@ from torch import Tensor
 from rlpref.ops.masked import last_masked
 
 
-def penalised_rewards(scores: Tensor, log_ratio: Tensor, mask: Tensor, beta: float) -> Tensor:
+def penalised_rewards(scores: Tensor, log_ratio: Tensor, mask: Tensor, beta: float | Tensor) -> Tensor:
     """[B, T] reward after each token: -beta log policy/ref, and with the last masked token the answer's score [B].
-    Ziegler et al. 2019 (1909.08593), eq. 2, spread over the tokens."""
-    rewards = -beta * log_ratio
+    beta is one number or one for each row [B]. Ziegler et al. 2019 (1909.08593), eq. 2, spread over the tokens."""
+    rewards = -(beta * log_ratio.T).T
     rewards[torch.arange(len(rewards)), last_masked(mask)] += scores
     return rewards
 

@@ -5,27 +5,30 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+TOKENS = (-2, -1)  # the rows and columns of one batch, whatever stands before them
 
-def masked_mean(values: Tensor, mask: Tensor, dim: int | None = None) -> Tensor:
-    """Mean of `values` where `mask` holds, over `dim` or over everything; 0 where nothing is selected."""
+
+def masked_mean(values: Tensor, mask: Tensor, dim: int | tuple[int, ...] = TOKENS, keepdim: bool = False) -> Tensor:
+    """Mean of `values` where `mask` holds, over `dim` (all tokens of a batch [.., B, T]); 0 where nothing is selected."""
     mask = mask.to(values.dtype)
     kept = torch.where(mask.bool(), values, torch.zeros_like(values))
-    if dim is None:
-        return kept.sum() / mask.sum().clamp(min=1)
-    return kept.sum(dim) / mask.sum(dim).clamp(min=1)
+    return kept.sum(dim, keepdim) / mask.sum(dim, keepdim).clamp(min=1)
+
+
+def masked_variance(values: Tensor, mask: Tensor, keepdim: bool = False) -> Tensor:
+    """[..] population variance over the masked tokens of each batch [.., B, T]; 0 where there are none."""
+    return masked_mean((values - masked_mean(values, mask, keepdim=True)) ** 2, mask, keepdim=keepdim)
 
 
 def masked_whiten(values: Tensor, mask: Tensor, shift_mean: bool = True) -> Tensor:
-    """`values` [B, T] scaled to unit variance (and to mean 0 with `shift_mean`) over the masked tokens of the
+    """`values` [.., B, T] scaled to unit variance (and to mean 0 with `shift_mean`) over the masked tokens of each
     whole batch, 0 elsewhere. Variance is the population one; fewer than two tokens are left as they are."""
-    if mask.sum() < 2:
-        return torch.where(mask, values, torch.zeros_like(values))
-    mean = masked_mean(values, mask)
-    variance = masked_mean((values - mean) ** 2, mask)
-    whitened = (values - mean) * torch.rsqrt(variance + 1e-8)
+    mean = masked_mean(values, mask, keepdim=True)
+    whitened = (values - mean) * torch.rsqrt(masked_variance(values, mask, keepdim=True) + 1e-8)
     if not shift_mean:
         whitened = whitened + mean
-    return torch.where(mask, whitened, torch.zeros_like(values))
+    enough = mask.sum(TOKENS, keepdim=True) >= 2
+    return torch.where(mask, torch.where(enough, whitened, values), torch.zeros_like(values))
 
 
 def last_masked(mask: Tensor) -> Tensor:

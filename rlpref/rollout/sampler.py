@@ -5,8 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from rlpref.ops.blocks import uniform
 from rlpref.ops.masked import last_masked
 from rlpref.types import Prompts, Samples, Sequences, cat
+
+RANDOMNESS = "one uniform number for each prompt, answer and token"  # what decides the answers: part of cache keys
 
 
 @torch.no_grad()
@@ -17,7 +20,7 @@ def sample(
     max_new_tokens: int,
     temperature: float,
     eos_token_id: int,
-    generator: torch.Generator,
+    generators: list[torch.Generator],
     batch_size: int = 64,
 ) -> Samples:
     """k answers to each prompt, drawn from softmax(logits / temperature), at most `batch_size` rows at once.
@@ -25,19 +28,25 @@ def sample(
     Returns Samples of len(prompts) * k rows, the answers to one prompt next to each other. `logps` are those
     of the sampled tokens under the tempered distribution (nothing is truncated, so it is a proper policy).
     An answer ends with EOS or after `max_new_tokens`. Prompts are read once: their cache serves all k answers.
+    Each of the `generators` draws for an equal block of prompts; one number for each token that an answer may have,
+    before the first is sampled, so that answers depend neither on `batch_size` nor on when others end.
     """
     if temperature <= 0:
         raise ValueError(f"sampling needs temperature > 0, got {temperature}")
+    noise = uniform(generators, len(prompts) * k, max_new_tokens)
     at_once = max(1, batch_size // k)
     parts = []
     for start in range(0, len(prompts), at_once):
-        part = _sample(model, prompts[start : start + at_once], k, max_new_tokens, temperature, eos_token_id, generator)
+        rows = slice(start * k, (start + at_once) * k)
+        part = _sample(model, prompts[start : start + at_once], noise[rows], temperature, eos_token_id)
         part.prompt += start
         parts.append(part)
     return cat(parts)
 
 
-def _sample(model, prompts, k, max_new_tokens, temperature, eos_token_id, generator) -> Samples:
+def _sample(model: nn.Module, prompts: Prompts, noise: Tensor, temperature: float, eos_token_id: int) -> Samples:
+    """One answer for each row of `noise` [len(prompts) * k, max_new_tokens]."""
+    k, max_new_tokens = len(noise) // len(prompts), noise.shape[1]
     ids, attention_mask = prompts.ids, prompts.attention_mask
     positions = (attention_mask.long().cumsum(1) - 1).clamp(min=0)
     output = model(
@@ -59,7 +68,7 @@ def _sample(model, prompts, k, max_new_tokens, temperature, eos_token_id, genera
     lengths = ids.new_full((len(rows),), max_new_tokens)
     for t in range(max_new_tokens):
         step_logps = (logits.float() / temperature).log_softmax(-1)
-        token = _draw(step_logps.exp(), generator)
+        token = _draw(step_logps.exp(), noise[rows, t])
         tokens[rows, t] = token[:, 0]
         logps[rows, t] = step_logps.gather(1, token)[:, 0]
         alive = token[:, 0] != eos_token_id
@@ -83,12 +92,11 @@ def _sample(model, prompts, k, max_new_tokens, temperature, eos_token_id, genera
     return _packed(prompts, k, tokens, logps, lengths)
 
 
-def _draw(probabilities: Tensor, generator: torch.Generator) -> Tensor:
-    """[B, 1] one token per row by inverting the distribution function: one random number a row, where
+def _draw(probabilities: Tensor, noise: Tensor) -> Tensor:
+    """[B, 1] one token per row by inverting the distribution function at `noise` [B]: one random number a row, where
     `torch.multinomial` draws one per row and token, a third of a decoding step at a vocabulary of 50,000."""
     cdf = probabilities.cumsum(-1)
-    uniform = torch.rand(len(cdf), 1, generator=generator, device=cdf.device) * cdf[:, -1:]
-    token = torch.searchsorted(cdf, uniform, right=True)
+    token = torch.searchsorted(cdf, noise[:, None] * cdf[:, -1:], right=True)
     # Rounding can put a uniform number at the very top, past every token: the likeliest one takes it.
     return torch.where(token < cdf.shape[1], token, probabilities.argmax(-1, keepdim=True))
 

@@ -32,7 +32,7 @@ def reinforce(**changes):
 
 
 def collect(algorithm, models, data, index=0, previous=None):
-    round = Round(index, torch.Generator().manual_seed(index), Costs(), previous)
+    round = Round(index, [torch.Generator().manual_seed(index)], [Costs()], previous)
     return algorithm.collect(models, data, round), round
 
 

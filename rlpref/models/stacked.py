@@ -1,0 +1,117 @@
+"""Several runs' models read as one, so that one pass serves all of them: the replica axis.
+
+Prompt x of run r is the token `vocab + r * prompts + x`: a token says whose row it stands in, wherever rows are
+reordered, dropped or cut into chunks. Each run keeps its own parameters; the stack only looks them up together.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from rlpref.models.bundle import Models
+from rlpref.models.heads import ScalarHead, linear
+from rlpref.models.reference import Reference
+from rlpref.models.tabular import AnswerTree, TabularBackbone, TabularLM, as_logits, look_up
+from rlpref.ops.blocks import Unstackable, blocks
+from rlpref.types import Sequences
+
+
+class StackedTable(nn.Module):
+    """The tables of several runs as one decoder over the answers to all of their prompts."""
+
+    def __init__(self, members: list[TabularBackbone]):
+        super().__init__()
+        tree = members[0].tree
+        self.members = nn.ModuleList(members)
+        self.tree = AnswerTree(tree.vocab, tree.horizon, tree.prompts * len(members))
+
+    def forward(self, input_ids, attention_mask=None, past_key_values=None, **_):
+        """As TabularBackbone; the row before any prompt is that of no run and holds zeros."""
+        tables = torch.stack([member.rows.weight for member in self.members])[:, 1:].flatten(0, 1)
+        rows = nn.functional.pad(tables, (0, 0, 1, 0))
+        return look_up(self.tree, rows, input_ids, attention_mask, past_key_values)
+
+
+class StackedLM(nn.Module):
+    """The language models of several runs as one."""
+
+    def __init__(self, members: list[TabularLM]):
+        super().__init__()
+        self.members = nn.ModuleList(members)
+        self.model = StackedTable([member.model for member in members])
+
+    def forward(self, input_ids, attention_mask=None, logits_to_keep: int = 0, **kwargs):
+        """As TabularLM."""
+        return as_logits(self.model(input_ids, attention_mask, **kwargs), logits_to_keep)
+
+
+class StackedHead(nn.Module):
+    """The scalar heads of several runs, each on its own table."""
+
+    def __init__(self, members: list[ScalarHead]):
+        super().__init__()
+        self.members = nn.ModuleList(members)
+        self.backbone = StackedTable([member.backbone for member in members])
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor) -> Tensor:
+        """[B, T] the number after reading each token, by the head of the row's own run."""
+        read = self.backbone(input_ids, attention_mask).last_hidden_state
+        own, n = self.members[0].backbone.tree, len(self.members)
+        run = (input_ids.amax(1) - own.vocab) // own.prompts
+        weight = torch.cat([member.head.weight for member in self.members])
+        bias = torch.cat([member.head.bias for member in self.members])
+        if len(run) % n == 0 and (blocks(run, n) == torch.arange(n, device=run.device)[:, None]).all():
+            # As blocks the gradients of a head are added up in the order of its own run.
+            return linear(blocks(read, n), weight[:, None, None], bias[:, None, None]).flatten(0, 1)
+        return linear(read, weight[run][:, None], bias[run][:, None])
+
+
+def stack_models(runs: list[Models]) -> Models:
+    """The models of runs on one task as one; a scorer is the first run's, and must be the same for all. Raises
+    Unstackable for models that are not tables."""
+    first = runs[0]
+    if not all(isinstance(models.policy, TabularLM) for models in runs):
+        raise Unstackable(f"{type(first.policy).__name__} has no replica axis")
+    tree = first.policy.model.tree
+
+    def reference(name: str) -> Reference:
+        members = [getattr(models, name) for models in runs]
+        return replace(members[0], model=StackedLM([member.model for member in members]).eval())
+
+    def heads(name: str) -> StackedHead | None:
+        members = [getattr(models, name) for models in runs]
+        return None if members[0] is None else StackedHead(members).eval()
+
+    initial = reference("initial")
+    return replace(
+        first,
+        policy=StackedLM([models.policy for models in runs]).eval(),
+        ref=initial if first.ref is first.initial else reference("ref"),
+        initial=initial,
+        chunk=first.chunk * len(runs),
+        reward=first.reward and Unstacked(first.reward, tree),
+        gold=first.gold and Unstacked(first.gold, tree),
+        critic=heads("critic"),
+        reward_model=heads("reward_model"),
+    )
+
+
+def member(module: nn.Module, run: int) -> nn.Module:
+    """The module of one run: of a stack its own, else the module itself."""
+    return module.members[run] if isinstance(module, StackedLM | StackedHead) else module
+
+
+@dataclass
+class Unstacked:
+    """A scorer of the runs' common task that reads stacked prompts."""
+
+    scorer: object
+    tree: AnswerTree
+
+    def __call__(self, sequences: Sequences) -> Tensor:
+        vocab, prompts = self.tree.vocab, self.tree.prompts
+        ids = sequences.ids
+        return self.scorer(replace(sequences, ids=torch.where(ids >= vocab, vocab + (ids - vocab) % prompts, ids)))

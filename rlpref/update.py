@@ -1,0 +1,114 @@
+"""One optimizer step: the gradient of a minibatch, exact however it is cut, clipped and applied for each run by itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from rlpref.algorithms.algorithm import Algorithm
+from rlpref.binding import ConfigError
+from rlpref.models.bundle import Models
+from rlpref.ops.blocks import blocks
+from rlpref.types import TensorBatch
+
+Trained = dict[str, nn.Module]  # the modules that one run trains, by their name in Models
+
+
+@dataclass
+class OptimizerSettings:
+    """AdamW with a learning-rate schedule of transformers."""
+
+    lr: float
+    schedule: Literal["linear", "cosine", "constant", "constant_with_warmup"]
+    warmup: float  # share of all steps
+    weight_decay: float
+    max_grad_norm: float
+
+    def __post_init__(self):
+        if self.warmup and self.schedule == "constant":
+            raise ConfigError("optimizer.schedule 'constant' does not use 'warmup': use constant_with_warmup.")
+
+
+def make_optimizer(runs: list[Trained], lrs: list[float], scales: dict[str, float], weight_decay: float):
+    """AdamW over the parameters of all runs. Each module trains at its run's rate times its own factor; what trains
+    at the same rate is one group."""
+    groups: dict[float, list[Tensor]] = {}
+    for trained, lr in zip(runs, lrs):
+        for name, module in trained.items():
+            groups.setdefault(lr * scales[name], []).extend(parameters(module))
+    return torch.optim.AdamW([{"params": group, "lr": lr} for lr, group in groups.items()], weight_decay=weight_decay)
+
+
+def parameters(module: nn.Module) -> list[Tensor]:
+    """Those that train."""
+    return [p for p in module.parameters() if p.requires_grad]
+
+
+def backward(
+    algorithm: Algorithm, models: Models, batch: TensorBatch, micro_batch_size: int, runs: list[Trained]
+) -> dict[str, Tensor]:
+    """Adds the gradient of sum(weight * loss) / sum(weight) over each run's whole minibatch to its modules, however
+    it is cut into micro-batches; returns loss and metrics averaged in the same way, [runs] in fp64.
+
+    `batch` holds the minibatches of the runs as blocks of equal size; micro-batches take `micro_batch_size` rows
+    of each.
+    """
+    n = len(runs)
+    order = torch.arange(len(batch)).view(n, -1).split(micro_batch_size, 1)
+    sums: dict[str, Tensor] = {}
+    total = 0.0
+    for rows in order:
+        loss = algorithm.loss(models, batch if len(order) == 1 else batch[rows.flatten()])
+        (loss.weight * loss.value).sum().backward()
+        weight = blocks(loss.weight.detach(), n)
+        total = total + weight.sum(1)
+        for name, values in (("loss", loss.value.detach()), *loss.metrics.items()):
+            sums[name] = sums.get(name, 0.0) + (weight * blocks(values, n)).sum(1, dtype=torch.float64)
+    for trained, share in zip(runs, total.unbind()):
+        for gradient in gradients(trained):
+            gradient /= share
+    return {name: value / total for name, value in sums.items()}
+
+
+def gradients(trained: Trained) -> list[Tensor]:
+    return [p.grad for module in trained.values() for p in parameters(module) if p.grad is not None]
+
+
+def clip(runs: list[Trained], max_norm: float) -> Tensor:
+    """[runs] norms of the gradients, before those of a run whose norm is larger are scaled down to `max_norm`."""
+    own = [gradients(trained) for trained in runs]
+    squares = [torch.stack([torch.linalg.vector_norm(g) for g in found]).square().sum() for found in own]
+    norms = torch.stack(squares).sqrt()
+    for run in (norms > max_norm).nonzero()[:, 0].tolist():
+        for gradient in own[run]:
+            gradient *= max_norm / (norms[run] + 1e-6)
+    return norms
+
+
+def learning_rates(optimizer: torch.optim.Optimizer, runs: list[Trained]) -> Tensor:
+    """[runs] learning rate of the first module that each run trains."""
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    return torch.tensor([rates[id(parameters(next(iter(trained.values())))[0])] for trained in runs])
+
+
+def share_of(optimizer: torch.optim.Optimizer, trained: Trained) -> dict:
+    """What the optimizer holds for one run: the state of each of its parameters and each module's learning rate."""
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    own = {name: parameters(module) for name, module in trained.items()}
+    return {
+        "lr": {name: rates[id(found[0])] for name, found in own.items()},
+        "state": {name: [optimizer.state.get(p, {}) for p in found] for name, found in own.items()},
+    }
+
+
+def restore_share(optimizer: torch.optim.Optimizer, trained: Trained, share: dict) -> None:
+    """Takes up what `share_of` returned."""
+    for name, module in trained.items():
+        for parameter, state in zip(parameters(module), share["state"][name]):
+            optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in state.items()}
+    rates = {id(p): lr for name, lr in share["lr"].items() for p in parameters(trained[name])}
+    for group in optimizer.param_groups:
+        group["lr"] = rates.get(id(group["params"][0]), group["lr"])
