@@ -105,3 +105,17 @@ def test_a_transformer_learns_by_the_same_files(algorithm, tmp_path):
     start = rows(tmp_path)[0]["exact/regret"]
     assert summary["exact/regret"] < 0.3 * start
     assert min(row["exact/gap"] for row in rows(tmp_path) if "exact/gap" in row) >= -1e-3
+
+
+SHORT_FRONTIER = ["testbed.vocab=6", "testbed.horizon=3", "budget.ppo.rounds=150", "budget.reinforce.rounds=300"]
+
+
+@pytest.mark.parametrize("algorithm", ["ppo", "reinforce"])
+def test_policy_gradients_end_at_the_frontier(algorithm, tmp_path):
+    """The frontier study on a smaller task and with fewer updates; the whole one is in experiments/README.md."""
+    overrides = ["experiment=frontier", f"algorithm={algorithm}", "beta=0.5", "seed=1", *SHORT_FRONTIER]
+    with initialize_config_module("rlpref.conf", version_base="1.3"):
+        composed = compose("train", overrides)
+    summary = run(OmegaConf.to_container(composed, resolve=True, throw_on_missing=True), tmp_path)
+    assert summary["exact/kl"] > 0.5
+    assert -1e-3 <= summary["exact/gap"] <= 0.02
