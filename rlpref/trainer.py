@@ -34,6 +34,7 @@ from rlpref.update import (
     clip,
     learning_rates,
     make_optimizer,
+    parameters,
     restore_share,
     share_of,
 )
@@ -64,7 +65,8 @@ class Run:
     seed: int
 
     @property
-    def trained(self) -> dict[str, nn.Module]:
+    def modules(self) -> dict[str, nn.Module]:
+        """What the run trains."""
         return {name: getattr(self.models, name) for name in self.algorithm.trains}
 
     def log(self, row: dict) -> None:
@@ -102,7 +104,7 @@ class Trainer:
             self.algorithm = stack_algorithms([run.algorithm for run in runs])
             self.models = stack_models([run.models for run in runs])
             self.data = stack_data([run.data for run in runs], first.models.policy.model.tree)
-        self.trained = [run.trained for run in runs]
+        self.trained = [parameters(run.modules) for run in runs]
         self.generators = [torch.Generator(first.models.device).manual_seed(run.seed) for run in runs]
         self.costs = [Costs() for _ in runs]
         self.at = Progress()
@@ -150,7 +152,7 @@ class Trainer:
     def _minibatches(self) -> Iterator[TensorBatch]:
         """Rounds x epochs x minibatches from where `self.at` stands."""
         a, at = self.algorithm, self.at
-        while at.round < a.rounds:
+        while at.round < a.rounds and at.step < self.total:
             if self.experience is None or at.epoch == at.batch == 0:
                 self._collect()
             while at.epoch < a.epochs:
@@ -238,11 +240,12 @@ class Trainer:
 
     def _modules(self, run: int) -> dict[str, nn.Module]:
         moved = self.models.ref is not self.models.initial
-        return self.trained[run] | ({"ref": member(self.models.ref.model, run)} if moved else {})
+        return self.runs[run].modules | ({"ref": member(self.models.ref.model, run)} if moved else {})
 
     def _save(self) -> None:
-        """Each run's checkpoint is what it would have written alone."""
-        each = len(self.experience) // len(self.runs)
+        """Each run's checkpoint is what it would have written alone. After the last step nothing is learned from the
+        experience any more."""
+        kept = None if self.at.step == self.total else self.experience
         for i, run in enumerate(self.runs):
             state = {
                 "progress": asdict(self.at),
@@ -250,7 +253,7 @@ class Trainer:
                 "metrics": {name: float(values[i]) for name, values in self.metrics.items()},
                 "optimizer": share_of(self.optimizer, self.trained[i]),
                 "generator": self.generators[i].get_state(),
-                "experience": to_nested(self._moved(self.experience[i * each : (i + 1) * each], -i)),
+                "experience": to_nested(kept and self._moved(self._own_rows(kept, i), -i)),
                 "rows": run.folder.rows(),
                 "last_evaluation": self.evaluated[i],
             }
@@ -279,8 +282,13 @@ class Trainer:
             self.generators[i].set_state(state["generator"])
             self.evaluated[i] = state["last_evaluation"]
             run.folder.cut_back(state["rows"])
-        own = [self._moved(from_nested(state["experience"]), i) for i, state in enumerate(states)]
-        self.experience = cat(own).to(self.models.device)
+        own = [from_nested(state["experience"]) for state in states]
+        if own[0] is not None:
+            self.experience = cat([self._moved(rows, i) for i, rows in enumerate(own)]).to(self.models.device)
+
+    def _own_rows(self, batch: TensorBatch, run: int) -> TensorBatch:
+        each = len(batch) // len(self.runs)
+        return batch[run * each : (run + 1) * each]
 
     def _moved(self, rows: TensorBatch, runs: int) -> TensorBatch:
         """Rows of one run as the stack reads them, or back."""

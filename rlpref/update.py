@@ -14,7 +14,7 @@ from rlpref.models.bundle import Models
 from rlpref.ops.blocks import blocks
 from rlpref.types import TensorBatch
 
-Trained = dict[str, nn.Module]  # the modules that one run trains, by their name in Models
+Trained = dict[str, list[Tensor]]  # the parameters that one run trains, by their module's name in Models
 
 
 @dataclass
@@ -37,14 +37,15 @@ def make_optimizer(runs: list[Trained], lrs: list[float], scales: dict[str, floa
     at the same rate is one group."""
     groups: dict[float, list[Tensor]] = {}
     for trained, lr in zip(runs, lrs):
-        for name, module in trained.items():
-            groups.setdefault(lr * scales[name], []).extend(parameters(module))
-    return torch.optim.AdamW([{"params": group, "lr": lr} for lr, group in groups.items()], weight_decay=weight_decay)
+        for name, parameters in trained.items():
+            groups.setdefault(lr * scales[name], []).extend(parameters)
+    settings = [{"params": parameters, "lr": lr} for lr, parameters in groups.items()]
+    return torch.optim.AdamW(settings, weight_decay=weight_decay, fused=True)
 
 
-def parameters(module: nn.Module) -> list[Tensor]:
+def parameters(modules: dict[str, nn.Module]) -> Trained:
     """Those that train."""
-    return [p for p in module.parameters() if p.requires_grad]
+    return {name: [p for p in module.parameters() if p.requires_grad] for name, module in modules.items()}
 
 
 def backward(
@@ -74,7 +75,7 @@ def backward(
 
 
 def gradients(trained: Trained) -> list[Tensor]:
-    return [p.grad for module in trained.values() for p in parameters(module) if p.grad is not None]
+    return [p.grad for parameters in trained.values() for p in parameters if p.grad is not None]
 
 
 def clip(runs: list[Trained], max_norm: float) -> Tensor:
@@ -91,24 +92,23 @@ def clip(runs: list[Trained], max_norm: float) -> Tensor:
 def learning_rates(optimizer: torch.optim.Optimizer, runs: list[Trained]) -> Tensor:
     """[runs] learning rate of the first module that each run trains."""
     rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
-    return torch.tensor([rates[id(parameters(next(iter(trained.values())))[0])] for trained in runs])
+    return torch.tensor([rates[id(next(iter(trained.values()))[0])] for trained in runs])
 
 
 def share_of(optimizer: torch.optim.Optimizer, trained: Trained) -> dict:
     """What the optimizer holds for one run: the state of each of its parameters and each module's learning rate."""
     rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
-    own = {name: parameters(module) for name, module in trained.items()}
     return {
-        "lr": {name: rates[id(found[0])] for name, found in own.items()},
-        "state": {name: [optimizer.state.get(p, {}) for p in found] for name, found in own.items()},
+        "lr": {name: rates[id(parameters[0])] for name, parameters in trained.items()},
+        "state": {name: [optimizer.state.get(p, {}) for p in parameters] for name, parameters in trained.items()},
     }
 
 
 def restore_share(optimizer: torch.optim.Optimizer, trained: Trained, share: dict) -> None:
     """Takes up what `share_of` returned."""
-    for name, module in trained.items():
-        for parameter, state in zip(parameters(module), share["state"][name]):
+    for name, parameters in trained.items():
+        for parameter, state in zip(parameters, share["state"][name]):
             optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in state.items()}
-    rates = {id(p): lr for name, lr in share["lr"].items() for p in parameters(trained[name])}
+    rates = {id(p): lr for name, lr in share["lr"].items() for p in trained[name]}
     for group in optimizer.param_groups:
         group["lr"] = rates.get(id(group["params"][0]), group["lr"])

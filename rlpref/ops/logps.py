@@ -20,15 +20,15 @@ def completion_logits(model: nn.Module, sequences: Sequences, temperature: float
     used = sequences.mask.any(0).nonzero()
     width = sequences.ids.shape[1]
     first = max(int(used[0]), 1) if len(used) else width
+    read = slice(0, width - 1)  # the last token is scored, but nothing is scored by it
     output = model(
-        input_ids=sequences.ids,
-        attention_mask=sequences.attention_mask.long(),
-        position_ids=sequences.position_ids,
+        input_ids=sequences.ids[:, read],
+        attention_mask=sequences.attention_mask[:, read].long(),
+        position_ids=sequences.position_ids[:, read],
         use_cache=False,
-        logits_to_keep=width - first + 1,
+        logits_to_keep=width - first,
     )
-    logits = output.logits[:, :-1]
-    logits = logits if logits.dtype == torch.float64 else logits.float()
+    logits = output.logits if output.logits.dtype == torch.float64 else output.logits.float()
     return logits / temperature, first
 
 

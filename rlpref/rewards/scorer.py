@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import compress
 from typing import Protocol
 
 from torch import Tensor
@@ -19,8 +20,8 @@ class Scorer(Protocol):
 
 def completion_ids(sequences: Sequences) -> list[list[int]]:
     """The completion tokens of each row (EOS included), read by the mask alone."""
-    ids, mask = sequences.ids.cpu(), sequences.mask.cpu()
-    return [row[kept].tolist() for row, kept in zip(ids, mask)]
+    rows = zip(sequences.ids.tolist(), sequences.mask.tolist())
+    return [list(compress(ids, mask)) for ids, mask in rows]
 
 
 def completion_texts(tokenizer, sequences: Sequences) -> list[str]:

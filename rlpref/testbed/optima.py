@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from scipy.optimize import brentq
 from torch import Tensor
 
 from rlpref.testbed.exact import answer_logps, lengths
@@ -97,16 +98,15 @@ def frontier(
 
 
 def frontier_reward(task: Testbed, ref: Tensor, rewards: Tensor, kl: float) -> float:
-    """The largest mean reward at a mean KL of at most `kl` nats, by bisection on log beta."""
-    mass = answer_logps(task, ref).flatten(1)
-    low, high = -12.0, 12.0  # log beta
-    for _ in range(60):
-        middle = (low + high) / 2
-        if _tilted(mass, rewards.flatten(1), math.exp(middle))[0] > kl:
-            low = middle
-        else:
-            high = middle
-    beta = math.exp(high)
+    """The largest mean reward at a mean KL of at most `kl` nats."""
+    mass, flat = answer_logps(task, ref).flatten(1), rewards.flatten(1)
+
+    def beyond(log_beta: float) -> float:
+        return _tilted(mass, flat, math.exp(log_beta))[0] - kl
+
+    low, high = -12.0, 12.0
+    log_beta = low if beyond(low) <= 0 else high if beyond(high) >= 0 else brentq(beyond, low, high, xtol=1e-9)
+    beta = math.exp(log_beta)
     # V_0(beta) + beta kl bounds the reward at this KL from above for every beta and touches it at the right one.
     return float(optimum(task, ref, rewards, beta).v[:, 0].mean()) + beta * kl
 
