@@ -20,7 +20,6 @@ from rlpref.report.tables import interval_text, markdown
 
 CELL = ["method", "model", "task"]
 IN_CELL = ("model.kind", "testbed.reward")
-AT_THE_OPTIMUM = ("dpo", "iterative_dpo", "ppo")  # their own optimum is the KL-regularised one in this study
 MEASURES = {"regret": "exact/regret", "own_regret": "exact/own_regret", "kl": "exact/kl", "gap": "exact/gap"}
 TITLES = {"regret": "regret to the KL-regularised optimum", "own_regret": "own regret", "kl": "KL (nats)"}
 TITLES |= {"gap": "gap to the frontier", "n": "seeds"}
@@ -30,12 +29,13 @@ def convergence(sweep: Sweep) -> pd.DataFrame:
     """One row per method, model, task and whatever else was swept: `n` finished runs, the mean over seeds of each of
     MEASURES and `_low`, `_high` of its 95% interval (Student's t), and `unfinished`, the runs that stand in no mean.
 
-    regret and gap are in units of reward, kl in nats per answer. own_regret is the regret for AT_THE_OPTIMUM; it is in
-    units of the win rate for IPO, and in nats for SFT, which has no beta and so no regret (NaN). A cell without a
-    finished run keeps its row, with n = 0; a run whose config cannot be read has no cell.
+    regret and gap are in units of reward, kl in nats per answer. own_regret is the regret where the method aims at the
+    KL-regularised optimum; it is in units of the win rate for IPO, and in nats for SFT, which has no beta and so no
+    regret (NaN). A cell without a finished run keeps its row, with n = 0; a run without a readable config has no cell.
     """
     known = sweep.runs[sweep.runs["method"].notna()]
-    cells = pd.DataFrame([_cell(sweep.configs[run]) for run in known["run"]], columns=CELL)
+    configs = [yaml.safe_load(sweep.configs[run]) for run in known["run"]]
+    cells = pd.DataFrame([_cell(config) for config in configs], columns=CELL)
     swept = ["beta"] * (known["beta"].nunique() > 1) + [key for key in sweep.keys if key not in IN_CELL]
     cells = cells.join(known[swept].reset_index(drop=True))
     rows = []
@@ -44,7 +44,7 @@ def convergence(sweep: Sweep) -> pd.DataFrame:
         unfinished = runs["status"] != "done"
         row = dict(zip(cells.columns, cell)) | {"n": int((~unfinished).sum())}
         for name, key in MEASURES.items():
-            same = name == "own_regret" and row["method"] in AT_THE_OPTIMUM
+            same = name == "own_regret" and all(_aims_at_the_optimum(configs[i]) for i in members.index)
             interval = mean_interval(runs[~unfinished].get(MEASURES["regret"] if same else key, []))
             row |= {name: interval.mean, f"{name}_low": interval.low, f"{name}_high": interval.high}
         rows.append(row | {"unfinished": "; ".join(runs.loc[unfinished, "run"])})
@@ -72,10 +72,20 @@ def write(folder: Path) -> pd.DataFrame:
     return table
 
 
-def _cell(config_text: str) -> tuple[str, str, str]:
+def _cell(config: dict) -> tuple[str, str, str]:
     """CELL of a run, from its config: the sweep itself has columns only for settings that differ between runs."""
-    config = yaml.safe_load(config_text)
     return config["algorithm"]["name"], config["model"]["kind"], config["testbed"]["reward"]
+
+
+def _aims_at_the_optimum(config: dict) -> bool:
+    """Whether the optimum of the run's own loss is the KL-regularised one of the gold reward: policy gradients on that
+    reward, and DPO on Bradley-Terry labels against the reference that the KL is measured from."""
+    algorithm, loss = config["algorithm"], config["algorithm"].get("loss", {})
+    if loss.get("name") == "dpo" and not loss["label_smoothing"]:
+        if algorithm["kind"] == "offline":
+            return config["data"]["preference"] == "bradley_terry"
+        return (algorithm["pairing"], algorithm["reference"]) == ("bradley_terry", "initial")
+    return config["reward"]["kind"] == "gold" and algorithm.get("eos_rule") == "none"
 
 
 def main() -> None:

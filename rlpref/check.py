@@ -154,12 +154,15 @@ def _check_fit(kind: str, data: dict) -> None:
         )
 
 
-def _budget(batch_size: int, offline: dict, sft: dict, reward_model: dict, iterative: dict, ppo: dict): ...
+def _budget(
+    batch_size: int, offline: dict, sft: dict, reward_model: dict, iterative: dict, ppo: dict, reinforce: dict
+): ...
 
 
 BUDGET = dict.fromkeys(("offline", "sft", "reward_model"), ("epochs",))
 BUDGET |= dict.fromkeys(("iterative", "ppo"), ("rounds", "epochs", "prompts_per_round", "k"))
 BUDGET["iterative"] += ("pairing",)
+BUDGET["reinforce"] = ("rounds", "prompts_per_round", "k")
 
 
 def _check_budget(budget: dict) -> None:

@@ -243,9 +243,8 @@ class Trainer:
         return self.runs[run].modules | ({"ref": member(self.models.ref.model, run)} if moved else {})
 
     def _save(self) -> None:
-        """Each run's checkpoint is what it would have written alone. After the last step nothing is learned from the
-        experience any more."""
-        kept = None if self.at.step == self.total else self.experience
+        """Each run's checkpoint is what it would have written alone. At the end fixed data are not written again."""
+        kept = None if self.at.step == self.total and self.algorithm.rounds == 1 else self.experience
         for i, run in enumerate(self.runs):
             state = {
                 "progress": asdict(self.at),

@@ -167,10 +167,26 @@ PLANTS = [
     Plant(
         "cut_answers_unpenalised",
         "the EOS rule is applied to finished answers instead of cut ones",
-        "algorithms/ppo.py",
+        "algorithms/common.py",
         "torch.where(finished, scores, cut)",
         "torch.where(finished, cut, scores)",
         "algorithms/test_ppo.py",
+    ),
+    Plant(
+        "own_baseline",
+        "an answer stands in its own leave-one-out baseline",
+        "ops/baselines.py",
+        "(values.sum(-1, keepdim=True) - values) / (k - 1)",
+        "values.mean(-1, keepdim=True).expand_as(values)",
+        "algorithms/test_reinforce.py",
+    ),
+    Plant(
+        "baseline_sees_the_round",
+        "the moving baseline takes in the very answers that it is taken off",
+        "algorithms/reinforce.py",
+        "past = blocks(whole_returns(before.scores, before.logps, before.ref_logps, self.beta), round.runs)",
+        "past = blocks(returns, round.runs)",
+        "algorithms/test_reinforce.py",
     ),
 ]
 

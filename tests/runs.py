@@ -36,6 +36,7 @@ METHODS = {
     "ppo": ["algorithm=ppo", *ONLINE],
 }
 METHODS = {name: [*settings, "algorithm.batch_size=16"] for name, settings in METHODS.items()}
+METHODS["reinforce"] = ["algorithm=reinforce", "algorithm.rounds=9", "algorithm.prompts_per_round=8", "algorithm.k=4"]
 
 
 def compose(*overrides: str) -> tuple[dict, tuple[str, ...]]:

@@ -179,7 +179,7 @@ def test_help_can_be_read(tmp_path):
     assert "Traceback" not in said.stdout + said.stderr
     for folder in sorted(path.name for path in runs.CONF.iterdir() if path.is_dir() and path.name[0] != "_"):
         assert f"\n{folder}: " in said.stdout
-    for line in ("algorithm: dpo, ipo, iterative_dpo, ppo, reward_model, sft", "rlpref -m ", "beta: "):
+    for line in ("algorithm: dpo, ipo, iterative_dpo, ppo, reinforce, reward_model, sft", "rlpref -m ", "beta: "):
         assert line in said.stdout
     assert max(map(len, said.stdout.splitlines())) < 120
 

@@ -36,6 +36,7 @@ SMOLLM = [
 ]
 SMOLLM += ["evaluation.k=2", "evaluation.times=1"]
 M = runs.METHODS
+SMALL = ["testbed.vocab=3", "testbed.horizon=2", "model.pretrain_steps=3"]
 
 # Together they choose every file of conf/. {names} are filled in by the fixture `places`.
 CASES = {
@@ -43,6 +44,7 @@ CASES = {
     "sft without reward": [*runs.TESTBED, *M["sft"], "reward=none"],
     "tiny dpo": [*runs.TESTBED, *M["dpo"], "model=tiny", "model.pretrain_steps=3"],
     "tiny ppo": [*runs.TESTBED, *M["ppo"], "model=tiny", "model.pretrain_steps=3"],
+    "tiny reinforce": [*runs.TESTBED, *M["reinforce"], "model=tiny", "model.pretrain_steps=3"],
     "dpo on another task": [
         *[*runs.TESTBED, *M["dpo"], "testbed.reward=forbidden", "+testbed.options.factor=[2,1]"],
         *["data.pairs_from=holes", "+data.pairs_from_options.factor=[1]"],
@@ -57,6 +59,10 @@ CASES = {
     "hf hh": [*runs.TINY, *HF, "data=hh", "data.path={hh}", "algorithm=ipo", "algorithm.batch_size=8"],
     "hf hh reward model": [*runs.TINY, *HF, "data=hh", "data.path={hh}", "algorithm=reward_model"],
     "hf sentiment": [*runs.TINY, *HF, "data=sentiment", "data.prompts=60", "algorithm=ppo", *ONE_EACH],
+    "hf sentiment reinforce": [
+        *[*runs.TINY, *HF, "data=sentiment", "data.prompts=60", "algorithm=reinforce"],
+        *["algorithm.rounds=2", "algorithm.prompts_per_round=8", "algorithm.k=2"],
+    ],
     "hf sentiment lora": [
         *runs.TINY,
         *HF,
@@ -74,6 +80,7 @@ CASES = {
         *[*runs.TESTBED, *M["ppo"], "reward=proxy"],
         *["testbed.cost=toxicity", "+testbed.cost_options.token=1"],
     ],
+    "frontier": [*runs.TESTBED, "experiment=frontier", *M["reinforce"], *SMALL],
     "stories jsonl": [*runs.TINY, *STORIES, "data=jsonl", "data.path={jsonl}", "algorithm.batch_size=8"],
     "stories hh": [*runs.TINY, *STORIES, "data=hh", "data.path={some_hh}", "algorithm.batch_size=8"],
 }

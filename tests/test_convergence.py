@@ -17,6 +17,7 @@ SHORT = {
     "ipo": ["data.pairs=4000"],
     "iterative_dpo": ["data.pairs=200", "algorithm.rounds=6"],
     "ppo": ["data.pairs=200", "algorithm.rounds=25"],
+    "reinforce": ["data.pairs=200", "algorithm.rounds=60"],
 }
 FEW = ["threads=1", "data.test_pairs=50", "evaluation.times=1", "evaluation.k=4", "evaluation.pairs=50"]
 TINY = ["model=tiny", "model.pretrain_steps=20", "algorithm=sft", "data.pairs=256", "testbed.reward=order"]
@@ -47,7 +48,7 @@ def table(convergence, grid):
 
 
 def test_every_cell_has_its_row(table, grid):
-    assert len(table) == 6
+    assert len(table) == 7
     assert table["n"].to_dict() == {("tabular", name): 2 for name in SHORT} | {("tiny", "sft"): 1}
     assert table.loc[("tiny", "sft"), "task"] == "order"
     assert math.isnan(table.loc[("tiny", "sft"), "own_regret_low"])
@@ -57,7 +58,7 @@ def test_every_cell_has_its_row(table, grid):
 def test_each_number_is_the_mean_over_its_runs(table, grid):
     for name in SHORT:
         rows = [runs.metrics(grid / f"{name}-{seed}") for seed in (0, 1)]
-        own = "regret" if name in ("dpo", "iterative_dpo", "ppo") else "own_regret"
+        own = "regret" if name in ("dpo", "iterative_dpo", "ppo", "reinforce") else "own_regret"
         for column, key in {"own_regret": own, "kl": "kl", "gap": "gap"}.items():
             values = [[row[f"exact/{key}"] for row in run if f"exact/{key}" in row] for run in rows]
             found = table.loc[("tabular", name), column]
@@ -71,6 +72,27 @@ def test_ipo_goes_to_its_own_optimum_and_not_to_the_other(table):
     assert ipo["own_regret"] < 0.01
     assert ipo["regret"] > 0.5
     assert math.isnan(table.loc[("tabular", "sft"), "regret"])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "aims"),
+    [
+        (["algorithm=dpo"], True),
+        (["algorithm=dpo", "algorithm.loss.label_smoothing=0.1"], False),
+        (["algorithm=dpo", "data.preference=deterministic"], False),
+        (["algorithm=iterative_dpo"], True),
+        (["algorithm=iterative_dpo", "algorithm.reference=previous"], False),
+        (["algorithm=iterative_dpo", "algorithm.pairing=best_worst"], False),
+        (["algorithm=ppo"], True),
+        (["algorithm=reinforce"], True),
+        (["algorithm=reinforce", "algorithm.eos_rule=replace", "algorithm.eos_penalty=1"], False),
+        (["algorithm=ppo", "reward=learned", "reward.path=somewhere"], False),
+        (["algorithm=ipo"], False),
+        (["algorithm=sft"], False),
+    ],
+)
+def test_whose_own_optimum_is_the_kl_regularised_one(convergence, overrides, aims):
+    assert convergence._aims_at_the_optimum(runs.compose(*overrides)[0]) is aims
 
 
 def test_the_table_is_written_as_csv_and_as_text(convergence, table, grid):
@@ -96,3 +118,19 @@ def test_an_unfinished_run_stands_in_no_mean_and_is_named(convergence, tmp_path)
 def test_a_folder_without_runs_is_named(convergence, tmp_path):
     with pytest.raises(NoRuns, match=str(tmp_path)):
         convergence.write(tmp_path)
+
+
+def test_the_gap_of_dpo_falls_with_the_number_of_pairs(tmp_path):
+    """The same optimizer steps on 1,000, 10,000 and 100,000 pairs: what falls is the statistical error."""
+    settings = [
+        "algorithm=dpo",
+        "testbed.vocab=6",
+        "testbed.horizon=3",
+        "algorithm.epochs=200",
+        "training.max_steps=600",
+    ]
+    gaps = []
+    for pairs in (1_000, 10_000, 100_000):
+        summary = runs.run(tmp_path / str(pairs), *FEW, "logger.mode=disabled", *settings, f"data.pairs={pairs}")
+        gaps.append(summary["exact/gap"])
+    assert gaps[0] > 2 * gaps[1] > 4 * gaps[2] > 0

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 
 TASKS = (0, 1)  # testbed.seed
 IPO = ["testbed.horizon=1", "beta=0.1"]  # beta is IPO's tau
-REGRET = {"ppo": 0.005, "dpo": 0.02, "iterative_dpo": 0.03}
+REGRET = {"ppo": 0.005, "reinforce": 0.005, "dpo": 0.02, "iterative_dpo": 0.03}
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +91,7 @@ def test_no_evaluation_lies_above_the_exact_frontier(finished, algorithm, task_s
 TINY = {  # budgets of a test
     "dpo": ["data.pairs=20000", "algorithm.epochs=4"],
     "ppo": ["algorithm.rounds=40"],
+    "reinforce": ["algorithm.rounds=160"],
 }
 
 
@@ -104,3 +105,17 @@ def test_a_transformer_learns_by_the_same_files(algorithm, tmp_path):
     start = rows(tmp_path)[0]["exact/regret"]
     assert summary["exact/regret"] < 0.3 * start
     assert min(row["exact/gap"] for row in rows(tmp_path) if "exact/gap" in row) >= -1e-3
+
+
+SHORT_FRONTIER = ["testbed.vocab=6", "testbed.horizon=3", "budget.ppo.rounds=150", "budget.reinforce.rounds=300"]
+
+
+@pytest.mark.parametrize("algorithm", ["ppo", "reinforce"])
+def test_policy_gradients_end_at_the_frontier(algorithm, tmp_path):
+    """The frontier study on a smaller task and with fewer updates; the whole one is in experiments/README.md."""
+    overrides = ["experiment=frontier", f"algorithm={algorithm}", "beta=0.5", "seed=1", *SHORT_FRONTIER]
+    with initialize_config_module("rlpref.conf", version_base="1.3"):
+        composed = compose("train", overrides)
+    summary = run(OmegaConf.to_container(composed, resolve=True, throw_on_missing=True), tmp_path)
+    assert summary["exact/kl"] > 0.5
+    assert -1e-3 <= summary["exact/gap"] <= 0.02

@@ -33,6 +33,8 @@ PPO = {
     "lr_scale": 1.0,
     "critic_lr_scale": 1.0,
 }
+REINFORCE = {"beta": 0.3, "rounds": 1, "prompts_per_round": 4, "k": 4, "lr_scale": 1.0}
+REINFORCE |= {"baseline": "leave_one_out", "baseline_rate": None, "eos_rule": "none", "eos_penalty": None}
 ITERATIVE = {
     **ROUNDS,
     "prompts_per_round": 4,
@@ -50,6 +52,7 @@ ALGORITHMS = {
     "sft": ("sft", FIXED),
     "reward_model": ("reward_model", FIXED),
     "ppo": ("ppo", PPO),
+    "reinforce": ("reinforce", REINFORCE),
     "iterative": ("iterative", ITERATIVE),
 }
 

@@ -54,8 +54,13 @@ REFUSED = [  # overrides, what the message says
     (["model=hf", "model.name=x"], "model 'hf' cannot use data 'testbed'"),
     (["data=sentiment"], "model 'tabular' cannot use data 'sentiment'"),
     (["algorithm=ppo", "algorithm.eos_penalty=1"], "eos_rule 'none' does not use 'eos_penalty'"),
-    (["algorithm=ppo", "algorithm.eos_rule=replace"], "needs an 'eos_penalty'"),
+    (["algorithm=ppo", "algorithm.eos_rule=replace"], "needs a value for 'eos_penalty'"),
     (["algorithm=ppo", "algorithm.eos_rule=cut"], "'eos_rule' cannot be 'cut'"),
+    (["algorithm=reinforce", "algorithm.k=1"], "algorithm.k is 1: baseline 'leave_one_out'"),
+    (["algorithm=reinforce", "algorithm.baseline=moving"], "'moving' needs a value for 'baseline_rate'"),
+    (["algorithm=reinforce", "algorithm.baseline_rate=1"], "'leave_one_out' does not use 'baseline_rate'"),
+    (["algorithm=reinforce", "+algorithm.batch_size=8"], "algorithm 'reinforce' does not use 'batch_size'"),
+    (["algorithm=reinforce", "reward=none"], "algorithm 'reinforce'.*no reward"),
     (["algorithm=ppo", "reward=none"], "algorithm 'ppo'.*no reward"),
     (["algorithm=iterative_dpo", "reward=none"], "algorithm 'iterative_dpo'.*no reward"),
     (["algorithm=ppo", "data.gold=null"], "algorithm 'ppo'.*no reward"),
@@ -87,6 +92,7 @@ REFUSED = [  # overrides, what the message says
     (["optimizer.schedule=constant", "optimizer.warmup=0.1"], "'constant' does not use 'warmup'"),
     (["data.test_fraction=0.5"], "data source 'testbed' does not use 'test_fraction'"),
     (["+budget.offline.k=3"], "budget.offline does not use 'k'"),
+    (["+budget.reinforce.epochs=2"], "budget.reinforce does not use 'epochs'"),
     (["+budget.ppo.pairing=best_worst"], "budget.ppo does not use 'pairing'"),
 ]
 

@@ -25,6 +25,7 @@ CASES = {
         "algorithm.data=aggregated",
     ],
     "ppo": runs.METHODS["ppo"],
+    "reinforce_moving": [*runs.METHODS["reinforce"], "algorithm.baseline=moving", "algorithm.baseline_rate=0.1"],
 }
 
 

@@ -6,6 +6,7 @@ from rlpref.algorithms.algorithm import Algorithm
 from rlpref.algorithms.iterative import iterative
 from rlpref.algorithms.offline import offline
 from rlpref.algorithms.ppo import PPO
+from rlpref.algorithms.reinforce import Reinforce
 from rlpref.algorithms.reward_model import RewardModel
 from rlpref.algorithms.sft import SFT
 from rlpref.binding import bind, choose
@@ -14,6 +15,7 @@ ALGORITHMS = {
     "iterative": iterative,
     "offline": offline,
     "ppo": PPO,
+    "reinforce": Reinforce,
     "reward_model": RewardModel,
     "sft": SFT,
 }

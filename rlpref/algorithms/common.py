@@ -8,11 +8,13 @@ import torch
 from torch import Tensor
 
 from rlpref.algorithms.algorithm import Loss, Round, StartError
+from rlpref.binding import ConfigError
+from rlpref.data.preferences import PreferenceData
 from rlpref.losses import make_loss
 from rlpref.models.bundle import Models
 from rlpref.ops.blocks import chosen_rows, spread
-from rlpref.rollout.sampler import sample
-from rlpref.types import PairLogps, Pairs, Prompts, Samples, Sequences, cat
+from rlpref.rollout.sampler import ends_with_eos, sample
+from rlpref.types import PairLogps, Pairs, Prompts, Rollouts, Samples, Sequences, cat
 
 
 def pair_objective(settings: dict):
@@ -125,3 +127,56 @@ def score(models: Models, sequences: Sequences, round: Round) -> Tensor:
     """[B] reward of each answer, each counted as one label."""
     round.charge(labels=len(sequences))
     return models.reward(sequences).to(models.device)
+
+
+def check_used_together(algorithm: str, key: str, choice: str, wants: bool, **option: float | None) -> None:
+    """Raises ConfigError where the one `option` is set and the choice does not use it, or where it `wants` one."""
+    ((name, value),) = option.items()
+    if wants and value is None:
+        raise ConfigError(f"algorithm '{algorithm}': {key} '{choice}' needs a value for '{name}'.")
+    if not wants and value is not None:
+        raise ConfigError(f"algorithm '{algorithm}': {key} '{choice}' does not use '{name}'; set it to null.")
+
+
+def sample_and_score(
+    models: Models,
+    data: PreferenceData,
+    round: Round,
+    size: tuple[int, int],
+    eos: tuple[str, float | None],
+    beta: float | Tensor,
+) -> tuple[Samples, Tensor, Tensor]:
+    """Fresh answers, `size` = (prompts, answers to each), with the reference's log-probs [B, T] and the scores [B] once
+    the EOS rule `eos` = (rule, penalty) is applied. Writes the round's `objective/` metrics; beta is for them alone."""
+    samples = sample_answers(models, choose_prompts(data.prompts, size[0], round.generators), size[1], round)
+    raw = score(models, samples.sequences, round)
+    finished = ends_with_eos(samples.sequences, models.eos_token_id)
+    scores = after_eos_rule(raw, finished, *eos)
+    ref_logps = models.ref_logps(samples.sequences)
+    kl = (samples.logps - ref_logps).sum(1)
+    round.metrics |= {
+        "objective/scores": round.mean(raw),
+        "objective/kl": round.mean(kl),
+        "objective/rlhf_reward": round.mean(scores - spread(beta, len(kl)) * kl),
+        "objective/eos_rate": round.mean(finished),
+    }
+    return samples, ref_logps, scores
+
+
+def after_eos_rule(scores: Tensor, finished: Tensor, rule: str, penalty: float | None) -> Tensor:
+    """[B] scores once the rule for answers without EOS is applied."""
+    if rule == "none":
+        return scores
+    cut = scores - penalty if rule == "subtract" else torch.full_like(scores, -penalty)
+    return torch.where(finished, scores, cut)
+
+
+def check_rollout_start(models: Models, batch: Rollouts) -> None:
+    """At step 0 the policy is the reference and still the policy that sampled: no KL, every ratio 1."""
+    slack = tolerance(models, batch.sequences.lengths)
+    drift = (batch.logps - batch.ref_logps).sum(1).abs().max()
+    require_equal("the KL of every sample", float(drift), 0.0, slack)
+    with torch.no_grad():
+        ratio = (models.policy_logps(batch.sequences)[0] - batch.logps).exp()
+    furthest = (ratio - 1).abs()[batch.sequences.mask].max()
+    require_equal("the largest |ratio - 1| of a token", float(furthest), 0.0, slack)

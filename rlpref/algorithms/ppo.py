@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 
 from rlpref.algorithms.algorithm import Loss, Round
-from rlpref.algorithms.common import choose_prompts, require_equal, sample_answers, score, tolerance
-from rlpref.binding import ConfigError
+from rlpref.algorithms.common import check_rollout_start, check_used_together, sample_and_score
 from rlpref.data.preferences import PreferenceData
 from rlpref.losses import ppo_clip, value_clip
 from rlpref.models.bundle import Models, in_chunks
@@ -24,7 +23,6 @@ from rlpref.models.heads import ScalarHead
 from rlpref.ops.blocks import blocks, spread
 from rlpref.ops.gae import gae, penalised_rewards
 from rlpref.ops.masked import masked_mean, masked_variance, masked_whiten
-from rlpref.rollout.sampler import ends_with_eos
 from rlpref.types import Rollouts, Sequences
 
 
@@ -52,15 +50,7 @@ class PPO:
     critic_lr_scale: float
 
     def __post_init__(self):
-        if (self.eos_rule == "none") != (self.eos_penalty is None):
-            raise ConfigError(
-                f"algorithm 'ppo': eos_rule '{self.eos_rule}' "
-                + (
-                    "does not use 'eos_penalty'; set it to null."
-                    if self.eos_rule == "none"
-                    else "needs an 'eos_penalty'."
-                )
-            )
+        check_used_together("ppo", "eos_rule", self.eos_rule, self.eos_rule != "none", eos_penalty=self.eos_penalty)
 
     @property
     def trains(self) -> dict[str, float]:
@@ -70,26 +60,16 @@ class PPO:
         return self.prompts_per_round * self.k
 
     def collect(self, models: Models, data: PreferenceData, round: Round) -> Rollouts:
-        prompts = choose_prompts(data.prompts, self.prompts_per_round, round.generators)
-        samples = sample_answers(models, prompts, self.k, round)
+        size, eos = (self.prompts_per_round, self.k), (self.eos_rule, self.eos_penalty)
+        samples, ref_logps, scores = sample_and_score(models, data, round, size, eos, self.beta)
         sequences, mask = samples.sequences, samples.sequences.mask
-        raw = score(models, sequences, round)
-        finished = ends_with_eos(sequences, models.eos_token_id)
-        scores = after_eos_rule(raw, finished, self.eos_rule, self.eos_penalty)
-        ref_logps = models.ref_logps(sequences)
         values = in_chunks(lambda part: state_values(models.critic, part), sequences, models.chunk)
         beta = spread(self.beta, len(scores))
         rewards = penalised_rewards(scores, samples.logps - ref_logps, mask, beta)
         advantages = gae(rewards, values, mask, self.gamma, self.gae_lambda)
         returns = torch.where(mask, advantages + values, 0.0)
-        kl = (samples.logps - ref_logps).sum(1)
-        round.metrics |= {
-            "objective/scores": round.mean(raw),
-            "objective/kl": round.mean(kl),
-            "objective/rlhf_reward": round.mean(scores - beta * kl),
-            "objective/eos_rate": round.mean(finished),
-            "val/explained_var": explained_variance(*(blocks(t, round.runs) for t in (returns, values, mask))),
-        }
+        by_run = (blocks(tokens, round.runs) for tokens in (returns, values, mask))
+        round.metrics["val/explained_var"] = explained_variance(*by_run)
         if self.whiten_advantages:
             advantages = masked_whiten(blocks(advantages, round.runs), blocks(mask, round.runs)).flatten(0, 1)
         return Rollouts(sequences, samples.logps, ref_logps, values, advantages, returns, scores)
@@ -116,13 +96,7 @@ class PPO:
         return Loss(loss, batch.sequences.lengths.to(loss), metrics)
 
     def check_start(self, models: Models, batch: Rollouts) -> None:
-        slack = tolerance(models, batch.sequences.lengths)
-        drift = (batch.logps - batch.ref_logps).sum(1).abs().max()
-        require_equal("the KL of every sample", float(drift), 0.0, slack)
-        with torch.no_grad():
-            ratio = (models.policy_logps(batch.sequences)[0] - batch.logps).exp()
-        furthest = (ratio - 1).abs()[batch.sequences.mask].max()
-        require_equal("the largest |ratio - 1| of PPO", float(furthest), 0.0, slack)
+        check_rollout_start(models, batch)
 
 
 def state_values(critic: ScalarHead, sequences: Sequences) -> Tensor:
@@ -130,14 +104,6 @@ def state_values(critic: ScalarHead, sequences: Sequences) -> Tensor:
     values = critic(sequences.ids, sequences.attention_mask, sequences.position_ids)
     before = torch.nn.functional.pad(values[:, :-1], (1, 0))
     return torch.where(sequences.mask, before, torch.zeros_like(before))
-
-
-def after_eos_rule(scores: Tensor, finished: Tensor, rule: str, penalty: float | None) -> Tensor:
-    """[B] scores once the rule for answers without EOS is applied."""
-    if rule == "none":
-        return scores
-    cut = scores - penalty if rule == "subtract" else torch.full_like(scores, -penalty)
-    return torch.where(finished, scores, cut)
 
 
 def explained_variance(returns: Tensor, values: Tensor, mask: Tensor) -> Tensor:

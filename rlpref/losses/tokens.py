@@ -11,6 +11,11 @@ def nll(logps: Tensor) -> Tensor:
     return -logps
 
 
+def reinforce(logps: Tensor, advantages: Tensor) -> Tensor:
+    """-A log pi, whose gradient is the score-function estimate. Williams 1992."""
+    return -advantages * logps
+
+
 def ppo_clip(logps: Tensor, old_logps: Tensor, advantages: Tensor, cliprange: float) -> Tensor:
     """-min(ratio * A, clip(ratio, 1 - cliprange, 1 + cliprange) * A). Schulman et al. 2017 (1707.06347), eq. 7."""
     ratio = torch.exp(logps - old_logps)

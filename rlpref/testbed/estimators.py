@@ -15,7 +15,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from rlpref.losses import tokens
 from rlpref.losses.tokens import ppo_clip
+from rlpref.ops.baselines import leave_one_out
 from rlpref.ops.gae import gae, penalised_rewards
 from rlpref.ops.kl import k1, k2, k3
 from rlpref.ops.masked import masked_whiten
@@ -37,7 +39,7 @@ class Estimator:
 
 def per_answer(logps: Tensor, advantages: Tensor) -> Tensor:
     """[prompts, tuples] mean over answers of advantage [prompts, tuples, k] times log-prob of the answer."""
-    return (advantages * logps.sum(-1)).mean(-1)
+    return -tokens.reinforce(logps, advantages[..., None]).sum(-1).mean(-1)
 
 
 def penalised(draws: Draws, kl: KL = k1) -> Tensor:
@@ -45,13 +47,9 @@ def penalised(draws: Draws, kl: KL = k1) -> Tensor:
     return draws.scores - draws.beta * kl((draws.logps - draws.ref_logps).sum(-1))
 
 
-def leave_one_out(values: Tensor) -> Tensor:
-    """Each of k values less the mean of the others. Kool et al. 2019; Ahmadian et al. 2024 (2402.14740), RLOO.
-    Raises ValueError for k = 1, which has no others."""
-    k = values.shape[-1]
-    if k < 2:
-        raise ValueError("leave-one-out needs at least two answers to a prompt")
-    return (values - values.mean(-1, keepdim=True)) * k / (k - 1)
+def less_the_others(values: Tensor) -> Tensor:
+    """[..., k] each of k values less the mean of the others."""
+    return values - leave_one_out(values)
 
 
 def std_normalised(values: Tensor) -> Tensor:
@@ -70,14 +68,27 @@ def exact_baseline(logps: Tensor, draws: Draws) -> Tensor:
     return per_answer(logps, penalised(draws) - draws.values[..., 0])
 
 
+def remax(logps: Tensor, draws: Draws) -> Tensor:
+    """REINFORCE less the return of the greedy answer. Li et al. 2024 (2310.10505), eq. 4, with the KL in the return."""
+    return per_answer(logps, penalised(draws) - draws.greedy[..., None])
+
+
+def to_come(logps: Tensor, draws: Draws) -> Tensor:
+    """RLOO whose return leaves out the KL of the tokens before the one that it stands at."""
+    log_ratio = draws.logps - draws.ref_logps
+    before = draws.beta * (log_ratio.cumsum(-1) - log_ratio)
+    advantages = less_the_others(penalised(draws))[..., None] + before
+    return -tokens.reinforce(logps, advantages * draws.mask).sum(-1).mean(-1)
+
+
 def rloo(logps: Tensor, draws: Draws, kl: KL = k1) -> Tensor:
     """REINFORCE with the mean of the other answers as its baseline; `kl` stands in the reward."""
-    return per_answer(logps, leave_one_out(penalised(draws, kl)))
+    return per_answer(logps, less_the_others(penalised(draws, kl)))
 
 
 def group_mean(logps: Tensor, draws: Draws) -> Tensor:
     """The mean of all k answers as the baseline. Liu et al. 2025 (2503.20783), Dr. GRPO."""
-    return per_answer(logps, leave_one_out(penalised(draws)) * (1 - 1 / draws.scores.shape[-1]))
+    return per_answer(logps, less_the_others(penalised(draws)) * (1 - 1 / draws.scores.shape[-1]))
 
 
 def group_std(logps: Tensor, draws: Draws) -> Tensor:
@@ -87,13 +98,13 @@ def group_std(logps: Tensor, draws: Draws) -> Tensor:
 
 def per_length(logps: Tensor, draws: Draws) -> Tensor:
     """RLOO with each answer's sum divided by its own length, as in GRPO's loss."""
-    return per_answer(logps, leave_one_out(penalised(draws)) / draws.mask.sum(-1))
+    return per_answer(logps, less_the_others(penalised(draws)) / draws.mask.sum(-1))
 
 
 def per_batch_token(logps: Tensor, draws: Draws) -> Tensor:
     """RLOO with the sum over all tokens divided by how many the batch has."""
     k = draws.scores.shape[-1]
-    return k * per_answer(logps, leave_one_out(penalised(draws))) / draws.mask.sum((-1, -2))
+    return k * per_answer(logps, less_the_others(penalised(draws))) / draws.mask.sum((-1, -2))
 
 
 def ppo(
@@ -116,7 +127,7 @@ def kl_in_loss(logps: Tensor, draws: Draws, kl: KL, per_token: bool = False) -> 
     """RLOO on the scores alone, less beta times a KL estimate that is differentiated itself."""
     log_ratio = logps - draws.ref_logps
     penalty = kl(log_ratio).sum(-1) if per_token else kl(log_ratio.sum(-1))
-    return per_answer(logps, leave_one_out(draws.scores)) - draws.beta * penalty.mean(-1)
+    return per_answer(logps, less_the_others(draws.scores)) - draws.beta * penalty.mean(-1)
 
 
 def k3_whole(logps: Tensor, draws: Draws) -> Tensor:
@@ -135,6 +146,8 @@ ESTIMATORS = {
     "REINFORCE, no baseline": Estimator(reinforce, "none", "score function; E[score] = 0 removes the rest of grad KL"),
     "REINFORCE, exact mean": Estimator(exact_baseline, "none", "a baseline that no draw moves: E[b score] = 0"),
     "RLOO": Estimator(rloo, "none", "the other answers are independent of this one"),
+    "RLOO, KL still to come": Estimator(to_come, "none", "a token has no part in the KL before it"),
+    "ReMax": Estimator(remax, "none", "the greedy answer is none of the draws"),
     "group mean": Estimator(group_mean, "scale", "an answer is in its own baseline: (k-1)/k of the gradient"),
     "group mean / std": Estimator(group_std, "direction", "the std depends on the answers it divides"),
     "RLOO / length": Estimator(per_length, "direction", "a long answer counts less per token: another objective"),

@@ -30,6 +30,7 @@ class Draws:
     ref_logps: Tensor  # [prompts, tuples, k, horizon]
     scores: Tensor  # [prompts, tuples, k] reward of the whole answer, without the KL
     values: Tensor  # [prompts, tuples, k, horizon] exact value before each token, 0 outside the mask
+    greedy: Tensor  # [prompts, tuples] the answer of the likeliest tokens: its reward less beta log policy/ref
 
 
 # What is maximised: (logps with gradient, the draws) -> [prompts, tuples], one value for the k answers of a tuple.
@@ -77,6 +78,18 @@ def policy_values(task: Testbed, policy: Tensor, ref: Tensor, rewards: Tensor, b
     return values
 
 
+def greedy_returns(task: Testbed, policy: Tensor, ref: Tensor, rewards: Tensor, beta: float) -> Tensor:
+    """[prompts] reward less beta log policy/ref of the answer that takes the likeliest token each time."""
+    vocab, prompts = task.tree.vocab, torch.arange(task.tree.prompts)
+    node, place = torch.zeros_like(prompts), torch.full_like(prompts, -1)
+    for _ in range(task.tree.horizon):
+        token = policy[prompts, node].argmax(-1)
+        place = torch.where((place < 0) & task.ends[node, token], node * vocab + token, place)
+        node = torch.where(place < 0, node * (vocab - 1) + token, 0)
+    log_ratio = answer_logps(task, policy).flatten(1) - answer_logps(task, ref).flatten(1)
+    return (rewards.flatten(1) - beta * log_ratio)[prompts, place]
+
+
 def enumerate_draws(
     task: Testbed, policy: Tensor, ref: Tensor, rewards: Tensor, beta: float, k: int = 2
 ) -> Enumeration:
@@ -107,6 +120,7 @@ def enumerate_draws(
         ref_logps=along(ref)[:, answers],
         scores=rewards.flatten(1)[:, places][:, answers],
         values=values[:, answers],
+        greedy=greedy_returns(task, policy, ref, rewards, beta)[:, None].expand(-1, len(answers)),
     )
     one_hot = torch.eye(tree.vocab, dtype=policy.dtype)
     here = torch.eye(tree.inner, dtype=policy.dtype)[nodes] * mask[:, :, None]

@@ -1,7 +1,7 @@
 """How far a policy is from the optimum of the loss it was trained on, where that is not the KL-regularised optimum.
 
-DPO on Bradley-Terry pairs, iterative DPO with the initial reference and PPO with the gold reward aim at the
-KL-regularised optimum itself: their own regret is the ordinary one, and they are not in OWN.
+DPO on Bradley-Terry pairs, iterative DPO with the initial reference, and PPO and REINFORCE with the gold reward aim at
+the KL-regularised optimum itself: their own regret is the ordinary one, and they are not in OWN.
 """
 
 from __future__ import annotations

@@ -16,6 +16,8 @@ ROUND = {**FIXED, "rounds": 1, "prompts_per_round": 4, "k": 4}
 CLIPS = {"gamma": 1.0, "gae_lambda": 0.95, "cliprange": 0.2, "cliprange_value": 0.2, "vf_coef": 0.5}
 SCALES = {"lr_scale": 1.0, "critic_lr_scale": 1.0, "whiten_advantages": True, "beta": 0.1}
 DPO = {"name": "dpo", "beta": 0.1}
+EOS = {"eos_rule": "none", "eos_penalty": None}
+PER_ROUND = {"rounds": 1, "prompts_per_round": 4, "k": 4, "beta": 0.1, "lr_scale": 1.0}
 ALGORITHMS = {
     "dpo": ("offline", FIXED | {"loss": DPO}),
     "ipo": ("offline", FIXED | {"loss": {"name": "ipo", "tau": 0.1, "normalize": "sum"}}),
@@ -24,7 +26,8 @@ ALGORITHMS = {
         "iterative",
         ROUND | {"loss": DPO, "pairing": "bradley_terry", "reference": "initial", "data": "fresh"},
     ),
-    "ppo": ("ppo", ROUND | CLIPS | SCALES | {"eos_rule": "none", "eos_penalty": None}),
+    "ppo": ("ppo", ROUND | CLIPS | SCALES | EOS),
+    "reinforce": ("reinforce", PER_ROUND | EOS | {"baseline": "leave_one_out", "baseline_rate": None}),
 }
 
 
@@ -98,10 +101,11 @@ def test_nor_one_whose_dropout_is_on(name):
         start(name, models)
 
 
-def test_ppo_refuses_old_log_probs_that_are_not_the_policys():
+@pytest.mark.parametrize("name", ["ppo", "reinforce"])
+def test_old_log_probs_that_are_not_the_policys_are_refused(name):
     """Ratio 1 at the first step, even where the KL to the reference looks right."""
     models = gpt2_models(dropout=0.0)
-    algorithm = make_algorithm(*ALGORITHMS["ppo"], "ppo")
+    algorithm = make_algorithm(*ALGORITHMS[name], name)
     batch = algorithm.collect(models, Data(), Round(0, [torch.Generator().manual_seed(0)], [Costs()]))
     off = 0.1 * batch.sequences.mask
     batch.logps, batch.ref_logps = batch.logps + off, batch.ref_logps + off

@@ -3,7 +3,8 @@ import torch
 
 from rlpref.algorithms import make_algorithm
 from rlpref.algorithms.algorithm import Costs, Round
-from rlpref.algorithms.ppo import after_eos_rule, explained_variance, state_values
+from rlpref.algorithms.common import after_eos_rule
+from rlpref.algorithms.ppo import explained_variance, state_values
 from rlpref.binding import ConfigError
 from rlpref.models.heads import critic_from, scalar_model
 from rlpref.ops.logps import token_logps
@@ -60,7 +61,7 @@ def test_eos_rules_by_hand():
     ("changes", "message"),
     [
         ({"eos_penalty": 1.0}, "eos_rule 'none' does not use 'eos_penalty'; set it to null"),
-        ({"eos_rule": "replace"}, "eos_rule 'replace' needs an 'eos_penalty'"),
+        ({"eos_rule": "replace"}, "eos_rule 'replace' needs a value for 'eos_penalty'"),
         ({"eos_rule": "drop", "eos_penalty": 1.0}, "'eos_rule' cannot be 'drop'"),
         ({"clip_range": 0.2}, "does not use 'clip_range'. Did you mean 'cliprange'"),
     ],

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from rlpref.losses import nll, ppo_clip, value_clip
+from rlpref.losses import nll, ppo_clip, reinforce, value_clip
 
 
 def test_nll_is_the_negative_log_prob():
@@ -48,10 +48,10 @@ def test_both_against_a_loop_over_tokens():
             assert value[i, t].item() == pytest.approx(0.5 * max((x - z) ** 2, (near - z) ** 2))
 
 
-def test_at_ratio_one_the_gradient_is_the_policy_gradient():
+@pytest.mark.parametrize("loss", [reinforce, lambda logps, a: ppo_clip(logps, logps.detach(), a, 0.2)])
+def test_at_ratio_one_the_gradient_is_the_policy_gradient(loss):
     logps = torch.tensor([-1.0, -2.0], requires_grad=True)
-    advantages = torch.tensor([3.0, -4.0])
-    ppo_clip(logps, logps.detach(), advantages, 0.2).sum().backward()
+    loss(logps, torch.tensor([3.0, -4.0])).sum().backward()
     assert logps.grad.tolist() == [-3.0, 4.0]
 
 

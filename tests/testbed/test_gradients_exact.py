@@ -92,6 +92,29 @@ def test_the_draws_are_all_answers_with_their_probabilities(small, half_way, dra
     torch.testing.assert_close(kl, exact.sequence_kl(small, half_way, small.ref))
 
 
+def test_the_greedy_answer_against_a_walk_by_hand(task, random_policy):
+    policy = random_policy(task, 1)
+    found = gradients.greedy_returns(task, policy, task.ref, task.rewards, BETA)
+    for prompt in range(task.tree.prompts):
+        node, kl = 0, 0.0
+        while True:
+            token = int(policy[prompt, node].argmax())
+            kl += float((policy - task.ref)[prompt, node, token])
+            if task.ends[node, token]:
+                break
+            node = node * (task.tree.vocab - 1) + token
+        assert float(found[prompt]) == pytest.approx(float(task.rewards[prompt, node, token]) - BETA * kl)
+
+
+def test_near_the_optimum_the_return_of_the_whole_answer_has_the_least_noise(small):
+    """Every answer has the same return there; the KL still to come depends on the prefix."""
+    best = optima.optimum(small, small.ref, small.rewards, BETA).policy
+    found = gradients.enumerate_draws(small, best, small.ref, small.rewards, BETA, 3)
+    for name in ("RLOO", "ReMax", "REINFORCE, exact mean"):
+        assert gradients.moments(found, ALL[name].surrogate)[1] < 1e-20, name
+    assert gradients.moments(found, named.to_come)[1] > 1e-3
+
+
 def test_derivatives_of_log_probs_are_those_of_autograd(small, half_way, draws):
     found = draws(1)[0]
     logits = half_way.clone().requires_grad_()
@@ -210,11 +233,13 @@ def sampled_gradients(task, policy, surrogate, k, n):
         node, alive = node * (vocab - 1) + token, alive & ~ended
     mask, logps, ref_logps = (torch.stack(column, -1) for column in zip(*columns))
     values = torch.zeros_like(ref_logps)
-    draws = gradients.Draws(BETA, torch.ones(prompts, n) / n, mask, logps.detach(), ref_logps, scores, values)
+    chance = torch.ones(prompts, n) / n
+    greedy = gradients.greedy_returns(task, policy, task.ref, task.rewards, BETA)[:, None].expand(-1, n)
+    draws = gradients.Draws(BETA, chance, mask, logps.detach(), ref_logps, scores, values, greedy)
     return torch.autograd.grad(surrogate(logps, draws).sum(), logits)[0].flatten(2)
 
 
-@pytest.mark.parametrize("name", ["REINFORCE, no baseline", "RLOO", "GRPO as published", "k3 as loss"])
+@pytest.mark.parametrize("name", ["REINFORCE, no baseline", "RLOO", "ReMax", "GRPO as published", "k3 as loss"])
 def test_mean_and_variance_against_monte_carlo(small, half_way, draws, name):
     mean, variance = gradients.moments(draws(2)[0], ALL[name].surrogate)
     n = 40_000

@@ -1,0 +1,102 @@
+"""REINFORCE on answers: score times the gradient of log policy, with the KL in the score and a choice of baselines.
+
+Williams 1992; for language models Ahmadian et al. 2024 (2402.14740). The return of an answer is its score less
+beta log policy/ref of the whole answer, the same for all its tokens. At the optimum that is beta log Z whatever the
+answer, so the variance of the gradient vanishes there; what is still to come after each token varies with the prefix.
+A round is one update on fresh answers, and the loss is the mean over answers of the sum over tokens: unbiased.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from rlpref.algorithms.algorithm import Loss, Round
+from rlpref.algorithms.common import check_rollout_start, check_used_together, sample_and_score
+from rlpref.binding import ConfigError
+from rlpref.data.preferences import PreferenceData
+from rlpref.losses import reinforce
+from rlpref.models.bundle import Models
+from rlpref.ops.baselines import leave_one_out, moving_mean
+from rlpref.ops.blocks import blocks, spread
+from rlpref.ops.masked import last_masked
+from rlpref.types import Rollouts
+
+
+@dataclass
+class Reinforce:
+    """`baseline`: `none`, `moving` (the running mean of all returns of the rounds before, by `baseline_rate`; 0 at
+    first), or `leave_one_out` (the mean return of the other k - 1 answers to the prompt). `eos_rule` as in PPO."""
+
+    needs_reward: ClassVar[bool] = True
+    beta: float
+    rounds: int
+    prompts_per_round: int
+    k: int
+    baseline: Literal["none", "moving", "leave_one_out"]
+    baseline_rate: float | None
+    eos_rule: Literal["replace", "subtract", "none"]
+    eos_penalty: float | None
+    lr_scale: float
+    epochs: int = field(default=1, init=False)
+
+    def __post_init__(self):
+        cuts, moving = self.eos_rule != "none", self.baseline == "moving"
+        check_used_together("reinforce", "eos_rule", self.eos_rule, cuts, eos_penalty=self.eos_penalty)
+        check_used_together("reinforce", "baseline", self.baseline, moving, baseline_rate=self.baseline_rate)
+        if moving and not 0 < self.baseline_rate <= 1:
+            raise ConfigError(f"algorithm.baseline_rate must be above 0 and at most 1, not {self.baseline_rate}.")
+        if self.baseline == "leave_one_out" and self.k < 2:
+            raise ConfigError(f"algorithm.k is {self.k}: baseline 'leave_one_out' needs two answers to a prompt.")
+
+    @property
+    def trains(self) -> dict[str, float]:
+        return {"policy": self.lr_scale}
+
+    @property
+    def batch_size(self) -> int:
+        """All answers of a round: a second update on them would no longer be on-policy."""
+        return self.prompts_per_round * self.k
+
+    def examples(self, data: PreferenceData, index: int) -> int:
+        return self.batch_size
+
+    def collect(self, models: Models, data: PreferenceData, round: Round) -> Rollouts:
+        size, eos = (self.prompts_per_round, self.k), (self.eos_rule, self.eos_penalty)
+        samples, ref_logps, scores = sample_and_score(models, data, round, size, eos, self.beta)
+        returns = whole_returns(scores, samples.logps, ref_logps, self.beta)
+        baselines = self._baselines(returns, round)
+        round.metrics["objective/advantages_std"] = blocks(returns - baselines, round.runs).std(1, correction=0)
+        mask = samples.sequences.mask
+        values, advantages, returns = (
+            torch.where(mask, of_answer[:, None], 0.0) for of_answer in (baselines, returns - baselines, returns)
+        )
+        return Rollouts(samples.sequences, samples.logps, ref_logps, values, advantages, returns, scores)
+
+    def _baselines(self, returns: Tensor, round: Round) -> Tensor:
+        """[B] what is taken off each return; nothing of it depends on the answer itself."""
+        if self.baseline == "leave_one_out":
+            return leave_one_out(returns.view(-1, self.k)).flatten()
+        if self.baseline == "none" or round.previous is None:
+            return torch.zeros_like(returns)
+        before = round.previous  # carries its baseline and its returns, through a checkpoint too
+        past = blocks(whole_returns(before.scores, before.logps, before.ref_logps, self.beta), round.runs)
+        mean = blocks(before.values.gather(1, last_masked(before.sequences.mask)[:, None]), round.runs)[:, 0, 0]
+        return spread(moving_mean(mean, past, self.baseline_rate), len(returns))
+
+    def loss(self, models: Models, batch: Rollouts) -> Loss:
+        batch = batch.trimmed()
+        logps, _ = models.policy_logps(batch.sequences)
+        value = reinforce(logps, batch.advantages).sum(1)
+        return Loss(value, torch.ones_like(value), {})
+
+    def check_start(self, models: Models, batch: Rollouts) -> None:
+        check_rollout_start(models, batch)
+
+
+def whole_returns(scores: Tensor, logps: Tensor, ref_logps: Tensor, beta: float | Tensor) -> Tensor:
+    """[B] score less beta log policy/ref of the whole answer; beta is one number or one for each run."""
+    return scores - spread(beta, len(scores)) * (logps - ref_logps).sum(1)

@@ -1,0 +1,166 @@
+"""REINFORCE against the exact gradient: production collect and loss on every tuple of answers that can be drawn."""
+
+import pytest
+import torch
+
+from rlpref.algorithms import common, make_algorithm
+from rlpref.algorithms.algorithm import Costs, Round
+from rlpref.binding import ConfigError
+from rlpref.testbed.exact import answer_logps
+from rlpref.testbed.gradients import objective_gradient
+from rlpref.testbed.optima import optimum
+from rlpref.testbed.task import answer_places, answer_tokens, make_testbed
+from rlpref.types import Samples, Sequences
+
+BETA = 0.3
+SETTINGS = {
+    "beta": BETA,
+    "rounds": 3,
+    "prompts_per_round": 4,
+    "k": 8,
+    "baseline": "leave_one_out",
+    "baseline_rate": None,
+    "eos_rule": "none",
+    "eos_penalty": None,
+    "lr_scale": 1.0,
+}
+MOVING = {"baseline": "moving", "baseline_rate": 0.25}
+
+
+def reinforce(**changes):
+    return make_algorithm("reinforce", SETTINGS | changes, "reinforce")
+
+
+def collect(algorithm, models, data, index=0, previous=None):
+    round = Round(index, [torch.Generator().manual_seed(index)], [Costs()], previous)
+    return algorithm.collect(models, data, round), round
+
+
+@pytest.fixture
+def laboratory(task, random_policy, testbed_models, testbed_data):
+    """A policy away from its reference."""
+    models = testbed_models(task)
+    data = testbed_data(task, models)
+    models.policy.set_conditionals(random_policy(task, 1))
+    return models, data
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"k": 1}, "algorithm.k is 1: baseline 'leave_one_out' needs two answers"),
+        ({"baseline_rate": 0.1}, "baseline 'leave_one_out' does not use 'baseline_rate'; set it to null"),
+        ({"baseline": "none", "baseline_rate": 0.1}, "baseline 'none' does not use 'baseline_rate'"),
+        ({"baseline": "moving"}, "baseline 'moving' needs a value for 'baseline_rate'"),
+        ({"baseline": "moving", "baseline_rate": 1.5}, "algorithm.baseline_rate must be above 0 and at most 1"),
+        ({"baseline": "mean"}, "'baseline' cannot be 'mean'"),
+        ({"eos_penalty": 1.0}, "eos_rule 'none' does not use 'eos_penalty'"),
+        ({"eos_rule": "subtract"}, "eos_rule 'subtract' needs a value for 'eos_penalty'"),
+        ({"epochs": 2}, "does not use 'epochs'"),
+        ({"batch_size": 16}, "does not use 'batch_size'"),
+    ],
+)
+def test_settings_that_contradict_are_refused(changes, message):
+    with pytest.raises(ConfigError) as refusal:
+        reinforce(**changes)
+    assert message in str(refusal.value)
+
+
+def test_one_answer_to_a_prompt_is_enough_without_the_others():
+    assert reinforce(k=1, baseline="none").batch_size == 4
+    assert reinforce(k=1, **MOVING).examples(None, 0) == 4
+
+
+def every_tuple(task, policy, k):
+    """(what the sampler would return had it drawn each tuple of k answers to each prompt once, the chance of each)"""
+    places = answer_places(task)
+    tuples = torch.cartesian_prod(*[torch.arange(len(places))] * k).view(-1, k)
+    tokens = answer_tokens(task).flatten(0, 1)[places][tuples].flatten(0, 1)
+    prompts = task.tree.vocab + torch.arange(task.tree.prompts).repeat_interleave(len(tokens))
+    answers = tokens.repeat(task.tree.prompts, 1)
+    mask = torch.nn.functional.pad(answers >= 0, (1, 0))
+    ids = torch.cat([prompts[:, None], answers.clamp(min=0)], 1)
+    attention = mask.clone()
+    attention[:, 0] = True
+    chance = answer_logps(task, policy).flatten(1)[:, places][:, tuples].sum(-1).exp() / task.tree.prompts
+    return Sequences(ids, attention, mask), chance.flatten().repeat_interleave(k) / k
+
+
+@pytest.mark.parametrize(
+    ("k", "changes"),
+    [(1, {"baseline": "none"}), (1, MOVING), (2, {"baseline": "none"}), (2, {}), (2, MOVING), (3, {})],
+)
+def test_the_mean_gradient_is_the_exact_one(k, changes, random_policy, testbed_models, testbed_data, monkeypatch):
+    """Each answer's loss, as production computes it, weighed with the chance that its tuple is drawn."""
+    task = make_testbed(vocab=3, horizon=2, prompts=2, seed=0, reward="ngram")
+    policy = random_policy(task, 1)
+    models = testbed_models(task, policy)
+    models.policy.double()
+    data = testbed_data(task, models)
+    sequences, chance = every_tuple(task, policy, k)
+    with torch.no_grad():
+        logps = models.policy_logps(sequences)[0]
+    drawn = Samples(sequences, logps, prompt=torch.arange(len(logps)) // k)
+    algorithm = reinforce(k=k, **changes)
+    previous, _ = collect(algorithm, models, data)
+    monkeypatch.setattr(common, "sample", lambda *_: drawn)
+    rollouts, _ = collect(algorithm, models, data, 1, previous)
+    loss = algorithm.loss(models, rollouts)
+    assert (loss.weight == 1).all()
+    (chance * loss.value).sum().backward()
+    tree = task.tree
+    table = models.policy.model.rows.weight.grad[1:].view(tree.prompts, tree.per_prompt, tree.vocab)
+    exact = objective_gradient(task, policy, task.ref, task.rewards, BETA)
+    # The loss is minimised; gold scores are read in fp32.
+    torch.testing.assert_close(-table[:, : tree.inner], exact, atol=1e-6, rtol=0)
+    assert exact.abs().max() > 0.05
+
+
+def test_the_return_is_the_score_less_beta_times_the_log_ratio_of_the_whole_answer(laboratory):
+    models, data = laboratory
+    rollouts, round = collect(reinforce(), models, data)
+    mask = rollouts.sequences.mask
+    kl = (rollouts.logps - rollouts.ref_logps).sum(1)
+    expected = models.gold(rollouts.sequences) - BETA * kl
+    assert kl.abs().max() > 0.5
+    torch.testing.assert_close(rollouts.returns, torch.where(mask, expected[:, None], 0.0))
+    torch.testing.assert_close(rollouts.advantages, rollouts.returns - rollouts.values)
+    others = (expected.view(4, 8).sum(1, keepdim=True) - expected.view(4, 8)) / 7
+    torch.testing.assert_close(rollouts.values, torch.where(mask, others.flatten()[:, None], 0.0))
+    assert round.metrics["objective/rlhf_reward"] == pytest.approx(expected.mean().item(), abs=1e-5)
+    assert round.metrics["objective/kl"] == pytest.approx(kl.mean().item(), abs=1e-5)
+
+
+def test_at_the_optimum_every_advantage_is_zero(task, testbed_models, testbed_data):
+    """The return of every answer is beta log Z there: nothing is left to learn, and no noise."""
+    models = testbed_models(task, optimum(task, task.ref, task.rewards, BETA).policy)
+    rollouts, round = collect(reinforce(prompts_per_round=2), models, testbed_data(task, models))
+    assert rollouts.scores.std() > 0.1
+    assert rollouts.advantages.abs().max() < 1e-5
+    assert round.metrics["objective/advantages_std"] < 1e-5
+
+
+def test_the_moving_baseline_follows_the_returns_of_the_rounds_before(laboratory):
+    models, data = laboratory
+    algorithm, expected, previous = reinforce(**MOVING), 0.0, None
+    for index in range(3):
+        rollouts, _ = collect(algorithm, models, data, index, previous)
+        mask = rollouts.sequences.mask
+        torch.testing.assert_close(rollouts.values[mask], torch.full_like(rollouts.values[mask], expected))
+        kl = (rollouts.logps - rollouts.ref_logps).sum(1)
+        expected += 0.25 * (float((rollouts.scores - BETA * kl).mean()) - expected)
+        previous = rollouts
+    assert abs(expected) > 1e-3
+
+
+def test_cut_answers_are_penalised_before_the_return(laboratory):
+    models, data = laboratory
+    rollouts, _ = collect(reinforce(eos_rule="subtract", eos_penalty=2.0), models, data)
+    raw, answers = models.gold(rollouts.sequences), rollouts.sequences
+    finished = torch.tensor([row[kept][-1] == 0 for row, kept in zip(answers.ids, answers.mask)])
+    assert finished.any()
+    assert not finished.all()
+    torch.testing.assert_close(rollouts.scores, torch.where(finished, raw, raw - 2.0))
+    first = answers.mask.long().argmax(1, keepdim=True)
+    kl = (rollouts.logps - rollouts.ref_logps).sum(1)
+    torch.testing.assert_close(rollouts.returns.gather(1, first)[:, 0], rollouts.scores - BETA * kl)
