@@ -211,7 +211,7 @@ class Trainer:
         for run, value, size in zip(self.runs, loss.tolist(), norm.tolist()):
             if not (value - value == 0 and size - size == 0):
                 raise FloatingPointError(
-                    f"step {self.at.step} of seed {run.seed}: loss {value}, gradient norm {size}; nothing was updated. "
+                    f"step {self.at.step}: loss {value}, gradient norm {size} (seed {run.seed}); nothing was updated. "
                     "Try a smaller optimizer.lr."
                 )
 

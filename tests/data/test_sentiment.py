@@ -32,11 +32,11 @@ def draws(monkeypatch):
     """Replaces the sampler by one that draws ids 6, 7, 8 or EOS, and lists its calls."""
     calls = []
 
-    def draw(model, prompts, k, max_new_tokens, temperature, eos_token_id, generator, batch_size=64):
+    def draw(model, prompts, k, max_new_tokens, temperature, eos_token_id, generators, batch_size=64):
         calls.append((k, max_new_tokens, temperature, eos_token_id))
         tokens = torch.tensor([GREAT, BAD, DULL, EOS])
         shape = (len(prompts) * k, max_new_tokens)
-        drawn = tokens[torch.randint(4, shape, generator=generator)].tolist()
+        drawn = tokens[torch.randint(4, shape, generator=generators[0])].tolist()
         answers = [row[: row.index(EOS) + 1] if EOS in row else row for row in drawn]
         prompt = torch.arange(len(prompts)).repeat_interleave(k)
         heads = [prompts.ids[i][prompts.attention_mask[i]].tolist() for i in prompt.tolist()]
