@@ -65,17 +65,19 @@ def build(config: dict, checked: Checked) -> Parts:
     return Parts(models, preferences, task, loaded.card)
 
 
-LAST_DATA: dict[str, PreferenceData] = {}  # of the job before in this process: a sweep reads its data once
+LAST_DATA: dict[str, PreferenceData] = {}  # of the jobs before in this process: a sweep reads its data once
 
 
 def _shared_data(config: dict, reference_hash: str, make: Callable[[], PreferenceData]) -> PreferenceData:
-    """The data of the job before if all that decides them is the same, else new ones. Nobody writes into them."""
+    """The data of a job before if all that decides them is the same, else new ones. Nobody writes into them. As many
+    are kept as there are replicas, whose data may have seeds of their own."""
     decides = [config[section] for section in ("data", "model", "testbed", "temperature")]
     key = json.dumps([reference_hash, decides], sort_keys=True)
-    if key not in LAST_DATA:
-        LAST_DATA.clear()
-        LAST_DATA[key] = make()
-    return LAST_DATA[key]
+    found = LAST_DATA.pop(key, None) or make()
+    for oldest in list(LAST_DATA)[: len(LAST_DATA) + 1 - config["replicas"]]:
+        del LAST_DATA[oldest]
+    LAST_DATA[key] = found
+    return found
 
 
 def _make_data(config: dict, tokenizer, policy: nn.Module, task: Testbed | None, gold) -> PreferenceData:

@@ -29,6 +29,7 @@ from rlpref.testbed.own import own_regret
 from rlpref.trainer import Run, Trainer
 
 REPLICATED = ("tabular",)  # kinds of model that can be stacked
+MOST = 64  # runs in one stack: beyond it a step takes longer in proportion
 MAY_DIFFER = {"algorithm": ("beta",), "model": ("lr",), "optimizer": ("lr",), "data": ("seed",)}
 ALL_THREADS = torch.get_num_threads()  # as torch chose it: jobs of one process may have set other numbers
 
@@ -84,17 +85,13 @@ def run_side_by_side(jobs: list[Job]) -> list[dict | Exception]:
 
 
 def side_by_side(jobs: list[Job]) -> list[list[Job]]:
-    """The jobs in groups of at most `replicas` that differ in nothing but seeds, beta and learning rate, in the order
-    of their first. Only a model with a replica axis is grouped."""
+    """The jobs in groups that differ in nothing but seeds, beta and learning rate, in the order of their first. Only
+    models with a replica axis are grouped."""
     groups: dict[str, list[Job]] = {}
     for job in jobs:
         alone = "" if job.config["model"]["kind"] in REPLICATED else str(job.folder)
         groups.setdefault(json.dumps([alone, _in_common(job.config)], sort_keys=True), []).append(job)
-    return [
-        group[at : at + group[0].config["replicas"]]
-        for group in groups.values()
-        for at in range(0, len(group), group[0].config["replicas"])
-    ]
+    return [group[at : at + MOST] for group in groups.values() for at in range(0, len(group), MOST)]
 
 
 def _in_common(config: dict) -> dict:

@@ -22,7 +22,7 @@ from rlpref.logging.folder import config_hash, write_json
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 FAILED: list[str] = []  # jobs of this process that did not finish
-WAITING: list = []  # jobs of a sweep with replicas: they are trained together when all are known
+WAITING: list = []  # runs of a sweep with replicas: they are trained together when all are known
 
 
 def _config_path() -> str:
@@ -34,8 +34,11 @@ def _config_path() -> str:
 def _run_name(*, _root_: DictConfig) -> str:
     """<algorithm>-beta<beta>-seed<seed>-<hash of the configuration>: short, unique, the same at every start."""
     config = OmegaConf.create({key: _root_._get_node(key) for key in _root_ if key != "hydra"})
-    digest = config_hash(OmegaConf.to_container(config, resolve=True))
-    return f"{_root_.algorithm.name}-beta{_root_.beta}-seed{_root_.seed}-{digest}"
+    return _name(OmegaConf.to_container(config, resolve=True))
+
+
+def _name(plain: dict) -> str:
+    return f"{plain['algorithm']['name']}-beta{plain['beta']}-seed{plain['seed']}-{config_hash(plain)}"
 
 
 OmegaConf.register_new_resolver("rlpref.run_name", _run_name, replace=True)
@@ -43,26 +46,46 @@ OmegaConf.register_new_resolver("rlpref.run_name", _run_name, replace=True)
 
 @hydra.main(version_base="1.3", config_path=_config_path(), config_name="train")
 def job(config: DictConfig) -> None:
-    """One job. A failure is written into its run folder and remembered; the jobs after it still run."""
-    from rlpref.run import Job, run_side_by_side
+    """One job. A failure is written into its run folder and remembered; the jobs after it still run.
 
-    plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    With replicas a job is that many runs. In a sweep they wait for those of the other jobs."""
+    from rlpref.run import Job
+
     run_config = HydraConfig.get()
     folder = Path(run_config.runtime.output_dir)
     sweep = run_config.mode == RunMode.MULTIRUN
     group = Path(run_config.sweep.dir).name if sweep else folder.name
     overridden = tuple(o.split("=")[0].lstrip("+~") for o in run_config.overrides.task)
-    waiting = Job(plain, folder, group, overridden)
-    if sweep and plain["replicas"] > 1:
-        WAITING.append(waiting)
-    else:
-        _tell(waiting, *run_side_by_side([waiting]))
+    runs = _replicas(config)
+    if len(runs) == 1:
+        return _train([Job(runs[0], folder, group, overridden)])
+    parent = Path(run_config.sweep.dir) if sweep else folder
+    WAITING.extend(Job(plain, parent / _name(plain), group, overridden) for plain in runs)
+    if not sweep:
+        _write_sweep(folder, list(run_config.overrides.task), config)
+        _finish_sweep(folder)
 
 
-def _train_waiting() -> None:
+def _replicas(config: DictConfig) -> list[dict]:
+    """The resolved configuration of each replica: seed, seed + 1, ..."""
+    config = config.copy()
+    OmegaConf.set_readonly(config, False)
+    plain = []
+    for seed in _seeds(config):
+        config.seed = seed
+        plain.append(OmegaConf.to_container(config, resolve=True, throw_on_missing=True))
+    return plain
+
+
+def _seeds(config: DictConfig) -> list:
+    """One for each replica. What is no number is left for the check of all settings to refuse."""
+    numbers = isinstance(config.replicas, int) and isinstance(config.seed, int) and config.replicas > 1
+    return list(range(config.seed, config.seed + config.replicas)) if numbers else [config.seed]
+
+
+def _train(jobs: list) -> None:
     from rlpref.run import run_side_by_side, side_by_side
 
-    jobs, WAITING[:] = list(WAITING), []
     for together in side_by_side(jobs):
         for waiting, result in zip(together, run_side_by_side(together)):
             _tell(waiting, result)
@@ -96,18 +119,31 @@ class ReportCallback(Callback):
         named = {override.split("=")[0] for override in overrides}
         grid = config.hydra.sweeper.params or {}  # of an experiment file; the command line wins over it
         overrides += [f"{key}={values}" for key, values in grid.items() if key not in named]
-        write_json(Path(config.hydra.sweep.dir) / "sweep.json", {"overrides": overrides})
+        _write_sweep(Path(config.hydra.sweep.dir), overrides, config)
 
     def on_multirun_end(self, config: DictConfig, **_) -> None:
-        folder = Path(config.hydra.sweep.dir)
-        _train_waiting()
-        try:
-            from rlpref.report import build
+        _finish_sweep(Path(config.hydra.sweep.dir))
 
-            build([folder])
-        except Exception as error:  # Hydra would make a warning of it
-            FAILED.append(f"the report of {folder}: {type(error).__name__}: {error}")
-            traceback.print_exc()
+
+def _write_sweep(folder: Path, overrides: list[str], config: DictConfig) -> None:
+    """What the sweep was asked for: the report tells from it which runs are missing."""
+    if len(seeds := _seeds(config)) > 1 and not any(one.startswith("seed=") for one in overrides):
+        overrides = [*overrides, f"seed={','.join(map(str, seeds))}"]
+    write_json(folder / "sweep.json", {"overrides": overrides})
+
+
+def _finish_sweep(folder: Path) -> None:
+    """Trains the replicas that wait for each other, and builds the report."""
+    waiting = {run.folder: run for run in WAITING}  # replicas of two seeds may be the same run
+    WAITING.clear()
+    _train(list(waiting.values()))
+    try:
+        from rlpref.report import build
+
+        build([folder])
+    except Exception as error:  # Hydra would make a warning of it
+        FAILED.append(f"the report of {folder}: {type(error).__name__}: {error}")
+        traceback.print_exc()
 
 
 def _stop(signum, frame) -> None:
@@ -129,4 +165,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    from rlpref import train  # the module whose lists the callback knows, not a second one named __main__
+
+    train.main()

@@ -53,7 +53,7 @@ def assert_same_run(found, expected):
 def test_each_replica_is_the_run_that_it_would_have_been_alone(case, tmp_path):
     overrides = variants(case)
     together = jobs(tmp_path / "together", overrides)
-    assert side_by_side(jobs_with(together, replicas=3)) == [together]
+    assert side_by_side(together) == [together]
     results = run_side_by_side(together)
     for i, one in enumerate(overrides):
         summary = runs.run(tmp_path / "alone" / str(i), *one)
@@ -66,13 +66,7 @@ def test_each_replica_is_the_run_that_it_would_have_been_alone(case, tmp_path):
     assert all(not torch.equal(*(one[name] for one in weights[:2])) for name in weights[0] if "rows" in name)
 
 
-def jobs_with(made: list[Job], replicas: int) -> list[Job]:
-    for job in made:
-        job.config["replicas"] = replicas
-    return made
-
-
-def test_only_runs_that_differ_in_seed_beta_and_learning_rate_share_a_group(tmp_path):
+def test_only_runs_that_differ_in_seed_beta_and_learning_rate_share_a_group(tmp_path, monkeypatch):
     variants = [
         ["algorithm=dpo", "seed=0"],
         ["algorithm=ppo", "seed=0"],
@@ -83,9 +77,13 @@ def test_only_runs_that_differ_in_seed_beta_and_learning_rate_share_a_group(tmp_
         ["model=tiny", "seed=1"],
         ["algorithm=dpo", "seed=3"],
     ]
-    made = jobs(tmp_path, [[*one, "replicas=3"] for one in variants])
-    groups = [[int(job.folder.name) for job in group] for group in side_by_side(made)]
-    assert groups == [[0, 2, 4], [7], [1], [3], [5], [6]]
+
+    def groups():
+        return [[int(job.folder.name) for job in group] for group in side_by_side(jobs(tmp_path, variants))]
+
+    assert groups() == [[0, 2, 4, 7], [1], [3], [5], [6]]
+    monkeypatch.setattr("rlpref.run.MOST", 3)
+    assert groups() == [[0, 2, 4], [7], [1], [3], [5], [6]]
 
 
 def test_where_one_run_fails_the_others_are_finished_one_by_one(tmp_path, capsys):
