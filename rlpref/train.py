@@ -49,7 +49,7 @@ def job(config: DictConfig) -> None:
     """One job. A failure is written into its run folder and remembered; the jobs after it still run.
 
     With replicas a job is that many runs. In a sweep they wait for those of the other jobs."""
-    from rlpref.run import Job
+    from rlpref.run import REPLICATED, Job
 
     run_config = HydraConfig.get()
     folder = Path(run_config.runtime.output_dir)
@@ -57,6 +57,9 @@ def job(config: DictConfig) -> None:
     group = Path(run_config.sweep.dir).name if sweep else folder.name
     overridden = tuple(o.split("=")[0].lstrip("+~") for o in run_config.overrides.task)
     runs = _replicas(config)
+    kind = runs[0]["model"]["kind"]
+    if len(runs) > 1 and kind not in REPLICATED:
+        print(f"model '{kind}' has no replica axis: its {len(runs)} runs are trained one by one", file=sys.stderr)
     if len(runs) == 1:
         return _train([Job(runs[0], folder, group, overridden)])
     parent = Path(run_config.sweep.dir) if sweep else folder
@@ -127,8 +130,10 @@ class ReportCallback(Callback):
 
 def _write_sweep(folder: Path, overrides: list[str], config: DictConfig) -> None:
     """What the sweep was asked for: the report tells from it which runs are missing."""
-    if len(seeds := _seeds(config)) > 1 and not any(one.startswith("seed=") for one in overrides):
-        overrides = [*overrides, f"seed={','.join(map(str, seeds))}"]
+    several = [one for one in overrides if one.startswith("seed=") and ("," in one or "(" in one)]
+    if len(seeds := _seeds(config)) > 1 and not several:
+        overrides = [one for one in overrides if not one.startswith("seed=")]
+        overrides.append(f"seed={','.join(map(str, seeds))}")
     write_json(folder / "sweep.json", {"overrides": overrides})
 
 

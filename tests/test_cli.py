@@ -229,3 +229,40 @@ def test_the_report_command_rebuilds_the_page(sweep):
     said = rlpref(str(folder), home=home, command="rlpref-report")
     assert said.returncode == 0, said.stderr
     assert (folder / "report" / "index.html").exists()
+
+
+def test_replicas_leave_the_folders_of_runs_with_those_seeds(command, tmp_path):
+    """As one job, in a sweep beside another beta, and as plain runs: the same folders, and the same numbers in them."""
+    quiet = [*SMALL, "logger.mode=disabled", "algorithm=dpo"]
+    one, grid, plain = (tmp_path / name for name in ("one", "grid", "plain"))
+    code, out, _ = command("replicas=2", "seed=1", *quiet, f"hydra.run.dir={one}")
+    assert code == 0
+    assert command("-m", "beta=0.2,0.5", "replicas=2", "seed=1", *quiet, f"hydra.sweep.dir={grid}")[0] == 0
+    assert command("-m", "beta=0.5", "seed=1,2", *quiet, f"hydra.sweep.dir={plain}")[0] == 0
+    names = [job.name for job in jobs(plain)]
+    assert [job.name for job in jobs(one)] == names
+    assert all(name in out for name in names)
+    assert {job.name for job in jobs(grid)} > set(names)
+    assert len(jobs(grid)) == 4
+    for name in names:
+        assert runs.metrics(one / name) == runs.metrics(plain / name)
+        assert runs.metrics(grid / name)[-1] == pytest.approx(runs.metrics(plain / name)[-1], rel=1e-5, abs=1e-6)
+    assert (one / "report" / "index.html").exists()
+    assert json.loads((one / "sweep.json").read_text())["overrides"][-1] == "seed=1,2"
+    cards = [json.loads((grid / name / "run.json").read_text())["replicas"] for name in names]
+    assert cards == [4, 4]
+
+
+def test_a_model_without_a_replica_axis_trains_its_replicas_one_by_one(command, tmp_path):
+    tiny = [*SMALL, "logger.mode=disabled", "model=tiny", "model.pretrain_steps=1", "budget.offline.epochs=1"]
+    code, _, err = command("replicas=2", *tiny, f"hydra.run.dir={tmp_path}/run")
+    assert code == 0
+    assert "model 'tiny' has no replica axis: its 2 runs are trained one by one" in err
+    assert [json.loads((job / "run.json").read_text())["replicas"] for job in jobs(tmp_path / "run")] == [1, 1]
+
+
+@pytest.mark.parametrize("replicas", ["0", "two"])
+def test_replicas_must_be_a_number_of_runs(command, tmp_path, replicas):
+    code, _, err = command(f"replicas={replicas}", *SMALL, f"hydra.run.dir={tmp_path}/run")
+    assert code == 1
+    assert "replicas" in err

@@ -1,0 +1,101 @@
+"""Runs per second: one process for each run, and one process for all of them, side by side in one run.
+
+    python benchmarks/replicas.py --algorithm dpo ppo --seeds 32 --repeats 3
+
+Both are whole processes of the same program, from the start of Python to the last file of the last run folder; no report
+and no wandb. One process per run is timed on `--alone` runs one after another, because 32 would only take longer,
+and in pairs at the same time (`two at once`), which is what two cores can do. By turns, `--repeats` times.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+CHILD = """
+import sys
+from pathlib import Path
+from hydra import compose, initialize_config_module
+from omegaconf import OmegaConf
+from rlpref.run import Job, run_side_by_side
+
+folder, first, count, *overrides = sys.argv[1:]
+with initialize_config_module("rlpref.conf", version_base="1.3"):
+    config = compose("train", overrides)
+jobs = []
+for seed in range(int(first), int(first) + int(count)):
+    config.seed = seed
+    jobs.append(Job(OmegaConf.to_container(config, resolve=True), Path(folder) / str(seed), "benchmark"))
+failed = [result for result in run_side_by_side(jobs) if not isinstance(result, dict)]
+sys.exit(str(failed) if failed else 0)
+"""
+
+
+def start(folder: Path, first: int, count: int, overrides: list[str]) -> subprocess.Popen:
+    """A process that trains seeds first, first + 1, ..., and leaves their run folders."""
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    arguments = [sys.executable, "-c", CHILD, str(folder), str(first), str(count), *overrides]
+    return subprocess.Popen(arguments, env=os.environ | {"OMP_NUM_THREADS": "1"}, **quiet)
+
+
+def seconds(folder: Path, processes: list[tuple[int, int]], overrides: list[str]) -> float:
+    """Wall time of processes (first seed, number of seeds) that start together."""
+    begun = time.perf_counter()
+    started = [start(folder, *seeds, overrides) for seeds in processes]
+    codes = [process.wait() for process in started]
+    if any(codes):
+        raise RuntimeError(f"a process failed: {codes}")
+    return time.perf_counter() - begun
+
+
+def measure(algorithm: str, seeds: int, alone: int, repeats: int, more: list[str]) -> dict[str, list[float]]:
+    """Runs per second of each way, once for each repeat."""
+    overrides = [f"algorithm={algorithm}", "logger.mode=disabled", *more]
+    rates: dict[str, list[float]] = {"one process per run": [], "two at once": [], "one process": []}
+    for _ in range(repeats):
+        folder = Path(tempfile.mkdtemp(prefix="replicas-"))
+        each = [seconds(folder / "alone", [(seed, 1)], overrides) for seed in range(alone)]
+        rates["one process per run"].append(1 / statistics.mean(each))
+        rates["two at once"].append(2 / seconds(folder / "pair", [(0, 1), (1, 1)], overrides))
+        rates["one process"].append(seeds / seconds(folder / "together", [(0, seeds)], overrides))
+        check_equal(folder / "alone", folder / "together", alone)
+        shutil.rmtree(folder)
+    return rates
+
+
+def check_equal(alone: Path, together: Path, runs: int) -> None:
+    """Both ways made the same runs."""
+    for seed in range(runs):
+        first, second = (json.loads((folder / str(seed) / "summary.json").read_text()) for folder in (alone, together))
+        for key in ("exact/reward", "exact/kl"):
+            if abs(first[key] - second[key]) > 1e-5:
+                raise RuntimeError(f"seed {seed}: {key} is {first[key]} alone and {second[key]} beside others")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--algorithm", nargs="+", default=["dpo", "ppo"])
+    parser.add_argument("--seeds", type=int, default=32, help="runs in one process")
+    parser.add_argument("--alone", type=int, default=2, help="runs timed one by one in each repeat")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("override", nargs="*", help="settings of the runs, such as budget.offline.epochs=10")
+    arguments = parser.parse_args()
+    print("| algorithm | way | runs per second, median [min, max] | ratio |\n| --- | --- | --- | --- |")
+    for algorithm in arguments.algorithm:
+        rates = measure(algorithm, arguments.seeds, arguments.alone, arguments.repeats, arguments.override)
+        base = statistics.median(rates["one process per run"])
+        for way, found in rates.items():
+            middle = statistics.median(found)
+            print(f"| {algorithm} | {way} | {middle:.3f} [{min(found):.3f}, {max(found):.3f}] | {middle / base:.1f} |")
+
+
+if __name__ == "__main__":
+    main()
