@@ -2,7 +2,7 @@
 
     python benchmarks/replicas.py --algorithm dpo ppo --seeds 32 --repeats 3
 
-Both are whole processes of the same program, from the start of Python to the last file of the last run folder; no report
+Both are whole processes of the same program, from the start of Python to the last file of the last run; no report
 and no wandb. One process per run is timed on `--alone` runs one after another, because 32 would only take longer,
 and in pairs at the same time (`two at once`), which is what two cores can do. By turns, `--repeats` times.
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
@@ -70,9 +71,19 @@ def run(config: dict, folder: Path, group: str | None = None, overridden: tuple[
 
 
 def run_side_by_side(jobs: list[Job]) -> list[dict | Exception]:
-    """The summary of each job or why it failed. All are trained in one pass if they can be (`replicas`), which gives
-    each the run it would have been alone, to rounding; where they cannot, and where one of them fails, each is
-    trained alone."""
+    """The summary of each job, in their order, or why it failed.
+
+    What differs in nothing but seeds, beta and learning rate is trained in one pass (`replicas`), which gives each the
+    run that it would have been alone, to rounding. Runs that cannot be, and those of a pass in which one of them fails,
+    are trained alone. Raises ValueError for two jobs in one folder.
+    """
+    if len({job.folder for job in jobs}) < len(jobs):
+        raise ValueError("two jobs cannot share a run folder")
+    found = {str(job.folder): result for group in side_by_side(jobs) for job, result in zip(group, _together(group))}
+    return [found[str(job.folder)] for job in jobs]
+
+
+def _together(jobs: list[Job]) -> list[dict | Exception]:
     found = [_attempt(_ready, job) for job in jobs]
     together = [ready for ready in found if isinstance(ready, Ready)]
     if len(together) > 1:
@@ -85,12 +96,13 @@ def run_side_by_side(jobs: list[Job]) -> list[dict | Exception]:
 
 
 def side_by_side(jobs: list[Job]) -> list[list[Job]]:
-    """The jobs in groups that differ in nothing but seeds, beta and learning rate, in the order of their first. Only
-    models with a replica axis are grouped."""
+    """The jobs in groups that can be trained in one pass, in the order of their first: models with a replica axis,
+    equal but for MAY_DIFFER, and interrupted at the same step if at all."""
     groups: dict[str, list[Job]] = {}
     for job in jobs:
-        alone = "" if job.config["model"]["kind"] in REPLICATED else str(job.folder)
-        groups.setdefault(json.dumps([alone, _in_common(job.config)], sort_keys=True), []).append(job)
+        alone = "" if job.config.get("model", {}).get("kind") in REPLICATED else str(job.folder)
+        step = max((path.name for path in RunFolder(job.folder).checkpoints.glob("step-*")), default="")
+        groups.setdefault(json.dumps([alone, step, _in_common(job.config)], sort_keys=True), []).append(job)
     return [group[at : at + MOST] for group in groups.values() for at in range(0, len(group), MOST)]
 
 
@@ -99,8 +111,8 @@ def _in_common(config: dict) -> dict:
     kept = {section: dict(value) if isinstance(value, dict) else value for section, value in config.items()}
     for section, keys in MAY_DIFFER.items():
         for key in keys:
-            kept[section].pop(key, None)
-    if loss := kept["algorithm"].get("loss"):
+            kept.get(section, {}).pop(key, None)
+    if loss := kept.get("algorithm", {}).get("loss"):
         kept["algorithm"]["loss"] = {key: value for key, value in loss.items() if key not in ("beta", "tau")}
     return {section: value for section, value in kept.items() if section not in ("seed", "beta")}
 
@@ -161,11 +173,13 @@ def _train_together(jobs: list[Ready]) -> list[dict]:
             run, card = _assemble(job, len(jobs))
             runs.append(run)
             cards.append(card)
+        gc.freeze()  # rows of text and the like: the collector would go through all of them again and again
         lasts = Trainer(runs, first.checked.training, first.checked.evaluation[0]).train()
-        wall = round(time.perf_counter() - started, 2)
+        wall = round((time.perf_counter() - started) / len(jobs), 2)
         summaries = [_finish(*each, wall) for each in zip(jobs, runs, cards, lasts)]
         failed = False
     finally:
+        gc.unfreeze()
         for run in runs:
             run.mirror.finish(failed)
     return summaries
@@ -202,7 +216,7 @@ def _assemble(job: Ready, replicas: int) -> tuple[Run, dict]:
 
 
 def _finish(job: Ready, run: Run, card: dict, last: dict, wall: float) -> dict:
-    """Writes what a run leaves behind when it has ended well. Seconds are those of all runs side by side."""
+    """Writes what a run leaves behind when it has ended well; `wall` seconds are its share of those of all runs."""
     folder = job.folder
     write_json(folder.path / "run.json", card | {"wall_seconds": wall, "peak_memory_mb": peak_memory_mb()})
     summary = last | {"wall_seconds": wall}

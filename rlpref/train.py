@@ -17,6 +17,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from rlpref.logging.folder import config_hash, write_json
 
@@ -34,11 +35,8 @@ def _config_path() -> str:
 def _run_name(*, _root_: DictConfig) -> str:
     """<algorithm>-beta<beta>-seed<seed>-<hash of the configuration>: short, unique, the same at every start."""
     config = OmegaConf.create({key: _root_._get_node(key) for key in _root_ if key != "hydra"})
-    return _name(OmegaConf.to_container(config, resolve=True))
-
-
-def _name(plain: dict) -> str:
-    return f"{plain['algorithm']['name']}-beta{plain['beta']}-seed{plain['seed']}-{config_hash(plain)}"
+    digest = config_hash(OmegaConf.to_container(config, resolve=True))
+    return f"{_root_.algorithm.name}-beta{_root_.beta}-seed{_root_.seed}-{digest}"
 
 
 OmegaConf.register_new_resolver("rlpref.run_name", _run_name, replace=True)
@@ -49,41 +47,57 @@ def job(config: DictConfig) -> None:
     """One job. A failure is written into its run folder and remembered; the jobs after it still run.
 
     With replicas a job is that many runs. In a sweep they wait for those of the other jobs."""
-    from rlpref.run import REPLICATED, Job
-
-    run_config = HydraConfig.get()
-    folder = Path(run_config.runtime.output_dir)
-    sweep = run_config.mode == RunMode.MULTIRUN
-    group = Path(run_config.sweep.dir).name if sweep else folder.name
-    overridden = tuple(o.split("=")[0].lstrip("+~") for o in run_config.overrides.task)
-    runs = _replicas(config)
-    kind = runs[0]["model"]["kind"]
-    if len(runs) > 1 and kind not in REPLICATED:
-        print(f"model '{kind}' has no replica axis: its {len(runs)} runs are trained one by one", file=sys.stderr)
-    if len(runs) == 1:
-        return _train([Job(runs[0], folder, group, overridden)])
-    parent = Path(run_config.sweep.dir) if sweep else folder
-    WAITING.extend(Job(plain, parent / _name(plain), group, overridden) for plain in runs)
-    if not sweep:
-        _write_sweep(folder, list(run_config.overrides.task), config)
+    here = HydraConfig.get()
+    folder, sweep = Path(here.runtime.output_dir), here.mode == RunMode.MULTIRUN
+    try:
+        runs = _runs(config, folder, sweep)
+    except OmegaConfBaseException as error:
+        if not sweep:
+            raise
+        FAILED.append(f"{folder}: {error}")
+        print(f"error: {error}", file=sys.stderr)
+        return
+    in_this_process = here.launcher._target_.endswith("BasicLauncher")
+    if len(runs) == 1 or not (sweep and in_this_process):
+        _train(runs)
+    else:
+        WAITING.extend(runs)
+    if len(runs) > 1 and not sweep:
+        _write_sweep(folder, list(here.overrides.task), config)
         _finish_sweep(folder)
 
 
-def _replicas(config: DictConfig) -> list[dict]:
-    """The resolved configuration of each replica: seed, seed + 1, ..."""
-    config = config.copy()
-    OmegaConf.set_readonly(config, False)
-    plain = []
-    for seed in _seeds(config):
-        config.seed = seed
-        plain.append(OmegaConf.to_container(config, resolve=True, throw_on_missing=True))
-    return plain
+def _runs(config: DictConfig, folder: Path, sweep: bool) -> list:
+    """The run of this job, or one for each of its replicas: seed, seed + 1, ..., in folders as a sweep names them."""
+    from rlpref.run import REPLICATED, Job
+
+    here = HydraConfig.get()
+    overridden = tuple(override.split("=")[0].lstrip("+~") for override in here.overrides.task)
+    parent = Path(here.sweep.dir) if sweep else folder
+    whole, seeds = here._get_parent().copy(), _seeds(config)  # the configuration with hydra's part, which names folders
+    OmegaConf.set_readonly(whole, False)
+    runs = []
+    for seed in seeds:
+        if len(seeds) > 1:
+            whole.seed = seed
+        task = {key: whole._get_node(key) for key in whole if key != "hydra"}
+        plain = OmegaConf.to_container(OmegaConf.create(task), resolve=True, throw_on_missing=True)
+        own = folder if len(seeds) == 1 else parent / str(whole.hydra.sweep.subdir)
+        runs.append(Job(plain, own, parent.name, overridden))
+    kind = runs[0].config.get("model", {}).get("kind")
+    if len(runs) > 1 and kind not in REPLICATED:
+        print(f"model '{kind}' has no replica axis: its {len(runs)} runs are trained one by one", file=sys.stderr)
+    return runs
 
 
 def _seeds(config: DictConfig) -> list:
     """One for each replica. What is no number is left for the check of all settings to refuse."""
-    numbers = isinstance(config.replicas, int) and isinstance(config.seed, int) and config.replicas > 1
-    return list(range(config.seed, config.seed + config.replicas)) if numbers else [config.seed]
+    numbers = isinstance(config.get("replicas"), int) and isinstance(config.get("seed"), int)
+    return (
+        list(range(config.seed, config.seed + config.replicas))
+        if numbers and config.replicas > 1
+        else [config.get("seed")]
+    )
 
 
 def _train(jobs: list) -> None:
@@ -141,13 +155,13 @@ def _finish_sweep(folder: Path) -> None:
     """Trains the replicas that wait for each other, and builds the report."""
     waiting = {run.folder: run for run in WAITING}  # replicas of two seeds may be the same run
     WAITING.clear()
-    _train(list(waiting.values()))
     try:
+        _train(list(waiting.values()))
         from rlpref.report import build
 
         build([folder])
     except Exception as error:  # Hydra would make a warning of it
-        FAILED.append(f"the report of {folder}: {type(error).__name__}: {error}")
+        FAILED.append(f"the end of {folder}: {type(error).__name__}: {error}")
         traceback.print_exc()
 
 
@@ -163,6 +177,9 @@ def main() -> None:
     except KeyboardInterrupt:
         print("interrupted; the same command with the same folder goes on from the last checkpoint.", file=sys.stderr)
         raise SystemExit(130) from None
+    FAILED.extend(
+        f"{run.folder}: was not trained: it waited for the end of a sweep without its callback" for run in WAITING
+    )
     if FAILED:
         if len(FAILED) > 1:
             print(f"{len(FAILED)} jobs failed:\n  " + "\n  ".join(FAILED), file=sys.stderr)

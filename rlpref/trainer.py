@@ -44,8 +44,8 @@ from rlpref.update import (
 class TrainingSettings:
     """How to run the loop, whatever the algorithm."""
 
-    micro_batch_size: int  # rows in one pass with gradient
-    chunk: int  # rows in one pass without
+    micro_batch_size: int  # rows of each run in one pass with gradient
+    chunk: int  # rows of each run in one pass without
     log_every: int
     checkpoint_every: int | None  # steps; None: no checkpoint but the final one
     max_steps: int | None
@@ -101,7 +101,7 @@ class Trainer:
         self.runs, self.settings, self.evaluations = runs, settings, evaluations
         self.algorithm, self.models, self.data = first.algorithm, first.models, first.data
         if len(runs) > 1:
-            self.algorithm = stack_algorithms([run.algorithm for run in runs])
+            self.algorithm = stack_algorithms([run.algorithm for run in runs], first.models.device)
             self.models = stack_models([run.models for run in runs])
             self.data = stack_data([run.data for run in runs], first.models.policy.model.tree)
         self.trained = [parameters(run.modules) for run in runs]
@@ -211,19 +211,20 @@ class Trainer:
         for run, value, size in zip(self.runs, loss.tolist(), norm.tolist()):
             if not (value - value == 0 and size - size == 0):
                 raise FloatingPointError(
-                    f"step {self.at.step}: loss {value}, gradient norm {size} (seed {run.seed}); nothing was updated. "
-                    "Try a smaller optimizer.lr."
+                    f"step {self.at.step}: loss {value}, gradient norm {size} ({run.folder.path.name}); nothing was "
+                    "updated. Try a smaller optimizer.lr."
                 )
 
     def _row(self, run: int) -> dict:
         at = self.at
-        times = {"time/seconds": round(at.seconds, 3), "time/training_seconds": round(at.seconds - at.evaluating, 3)}
+        share = at.seconds / len(self.runs), (at.seconds - at.evaluating) / len(self.runs)
+        times = {"time/seconds": round(share[0], 3), "time/training_seconds": round(share[1], 3)}
         return {"step": at.step, "round": at.round, **self.costs[run].row(), **times}
 
     def _log(self, row: dict[str, Tensor]) -> None:
         """A step's metrics, with those of the round that have not been logged yet."""
         row, self.metrics = row | self.metrics, {}
-        values = torch.stack([value.double() for value in row.values()]).T.tolist()
+        values = torch.stack([value.double().cpu() for value in row.values()]).T.tolist()
         for i, run in enumerate(self.runs):
             run.log(self._row(i) | dict(zip(row, values[i])))
 
@@ -289,6 +290,6 @@ class Trainer:
         each = len(batch) // len(self.runs)
         return batch[run * each : (run + 1) * each]
 
-    def _moved(self, rows: TensorBatch, runs: int) -> TensorBatch:
+    def _moved(self, rows: TensorBatch, by: int) -> TensorBatch:
         """Rows of one run as the stack reads them, or back."""
-        return move_prompts(rows, runs, self.models.policy.members[0].model.tree) if runs else rows
+        return move_prompts(rows, by, self.models.policy.members[0].model.tree) if by else rows

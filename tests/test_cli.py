@@ -266,3 +266,34 @@ def test_replicas_must_be_a_number_of_runs(command, tmp_path, replicas):
     code, _, err = command(f"replicas={replicas}", *SMALL, f"hydra.run.dir={tmp_path}/run")
     assert code == 1
     assert "replicas" in err
+
+
+def test_a_sweep_whose_callback_is_off_does_not_end_well(command, tmp_path):
+    quiet = [*SMALL, "logger.mode=disabled", "algorithm=dpo", "~hydra.callbacks.report"]
+    code, _, err = command("-m", "seed=0", "replicas=2", *quiet, f"hydra.sweep.dir={tmp_path}/sweep")
+    train.WAITING.clear()
+    assert code == 1
+    assert err.count("was not trained") == 2
+
+
+def test_a_configuration_without_a_section_is_refused_by_name(command, tmp_path):
+    for replicas in (1, 2):
+        code, _, err = command(
+            "-m", f"replicas={replicas}", "~optimizer", *SMALL, f"hydra.sweep.dir={tmp_path}/{replicas}"
+        )
+        assert code == 1
+        assert "the configuration lacks 'optimizer'" in err
+
+
+def test_a_job_that_cannot_be_composed_does_not_stop_the_others(command, tmp_path):
+    quiet = [*SMALL, "logger.mode=disabled", "algorithm=ppo", "replicas=2", f"hydra.sweep.dir={tmp_path}/sweep"]
+    code, _, err = command("-m", "reward=learned,gold", *quiet)
+    assert code == 1
+    assert "reward.path" in err
+    assert [runs.status(job)["status"] for job in jobs(tmp_path / "sweep")] == ["done", "done"]
+
+
+def test_replicas_lie_where_a_sweep_would_put_them(command, tmp_path):
+    quiet = [*SMALL, "logger.mode=disabled", "algorithm=dpo", "replicas=2", f"hydra.sweep.dir={tmp_path}/sweep"]
+    assert command("-m", "beta=0.5", "hydra.sweep.subdir=mine-${seed}", *quiet)[0] == 0
+    assert [job.name for job in jobs(tmp_path / "sweep")] == ["mine-0", "mine-1"]

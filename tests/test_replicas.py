@@ -11,22 +11,44 @@ from rlpref.run import Job, run_side_by_side, side_by_side
 from rlpref.trainer import Trainer
 
 SMALL = [*runs.TESTBED, "training.log_every=2"]
-CASES = {
-    **{name: [settings] for name, settings in runs.METHODS.items()},
+LEARNED = ["algorithm=ppo", *runs.ONLINE, "algorithm.batch_size=16", "reward=learned", "reward.path={reward_model}"]
+CASES = runs.METHODS | {
     "iterative_previous_aggregated": [
-        [*runs.METHODS["iterative_dpo"], "algorithm.reference=previous", "algorithm.data=aggregated"]
+        *runs.METHODS["iterative_dpo"],
+        "algorithm.reference=previous",
+        "algorithm.data=aggregated",
+    ],
+    "iterative_ipo": [
+        *runs.METHODS["iterative_dpo"],
+        *["algorithm.loss.name=ipo", "~algorithm.loss.beta", "~algorithm.loss.label_smoothing"],
+        *["+algorithm.loss.tau=${beta}", "+algorithm.loss.normalize=sum"],
+    ],
+    "moving_baseline": [*runs.METHODS["reinforce"], "algorithm.baseline=moving", "algorithm.baseline_rate=0.3"],
+    "learned_reward": LEARNED,
+    "proxy_and_schedule": [
+        *[*runs.METHODS["ppo"], "reward=proxy", "optimizer.warmup=0.3", "optimizer.schedule=linear"],
+        *["training.micro_batch_size=5", "training.chunk=7", "training.max_steps=7"],
     ],
 }
-CASES = {name: cases[0] for name, cases in CASES.items()}
-READS_BETA = {"dpo", "ipo", "iterative_dpo", "ppo", "iterative_previous_aggregated"}
+WITHOUT_BETA = {"sft", "reward_model"}
 
 
-def variants(case: str) -> list[list[str]]:
+@pytest.fixture(scope="session")
+def reward_model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("reward_model")
+    runs.run(folder, *SMALL, *runs.METHODS["reward_model"])
+    return folder
+
+
+def variants(case: str, reward_model=None) -> list[list[str]]:
     """Three runs that differ in seed, learning rate, data, and beta where there is one."""
     settings = [["seed=0"], ["seed=1", "optimizer.lr=0.03", "data.seed=7"], ["seed=1"]]
-    if case in READS_BETA:
+    if case not in WITHOUT_BETA:
         settings[2] += ["beta=0.2"]
-    return [[*SMALL, *CASES[case], *more] for more in settings]
+    chosen = [
+        setting.format(reward_model=reward_model) if "{reward_model}" in setting else setting for setting in CASES[case]
+    ]
+    return [[*SMALL, *chosen, *more] for more in settings]
 
 
 def jobs(folder, overrides: list[list[str]]) -> list[Job]:
@@ -50,8 +72,8 @@ def assert_same_run(found, expected):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_each_replica_is_the_run_that_it_would_have_been_alone(case, tmp_path):
-    overrides = variants(case)
+def test_each_replica_is_the_run_that_it_would_have_been_alone(case, tmp_path, reward_model):
+    overrides = variants(case, reward_model)
     together = jobs(tmp_path / "together", overrides)
     assert side_by_side(together) == [together]
     results = run_side_by_side(together)
@@ -136,3 +158,25 @@ def test_interrupted_replicas_go_on_together_or_alone(case, side, tmp_path, monk
     run_side_by_side(jobs(tmp_path / "whole", overrides))
     for i in range(3):
         assert_same_run(tmp_path / "cut" / str(i), tmp_path / "whole" / str(i))
+
+
+def test_runs_that_differ_in_anything_else_are_not_mixed(tmp_path):
+    """Whoever calls it: the temperature of the first is not that of the second."""
+    overrides = [[*SMALL, *CASES["dpo"], f"temperature={temperature}"] for temperature in (1.0, 0.5)]
+    run_side_by_side(jobs(tmp_path / "together", overrides))
+    runs.run(tmp_path / "alone", *overrides[1])
+    assert_same_run(tmp_path / "together" / "1", tmp_path / "alone")
+
+
+def test_two_jobs_cannot_share_a_folder(tmp_path):
+    (job,) = jobs(tmp_path, [[*SMALL, *CASES["dpo"]]])
+    with pytest.raises(ValueError, match="share a run folder"):
+        run_side_by_side([job, job])
+
+
+def test_a_new_run_does_not_hold_up_interrupted_ones(tmp_path):
+    """Those that stopped at the same step go on together, the new one starts beside nobody."""
+    made = jobs(tmp_path, [[*SMALL, *CASES["dpo"], f"seed={seed}"] for seed in range(3)])
+    for job in made[:2]:
+        (job.folder / "checkpoints" / "step-00000003").mkdir(parents=True)
+    assert side_by_side(made) == [made[:2], made[2:]]

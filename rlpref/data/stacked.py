@@ -24,10 +24,10 @@ def stack_data(runs: list[PreferenceData], tree: AnswerTree) -> PreferenceData:
     return replace(runs[0], train=train, prompts=prompts)
 
 
-def move_prompts(batch: TensorBatch, runs: int, tree: AnswerTree) -> TensorBatch:
-    """The batch with its prompt tokens moved by so many runs' prompts (backwards where negative)."""
+def move_prompts(batch: TensorBatch, by: int, tree: AnswerTree) -> TensorBatch:
+    """The batch with its prompt tokens moved by the prompts of so many runs (backwards where negative)."""
     if isinstance(batch, Sequences | Prompts):
-        moved = torch.where(batch.ids >= tree.vocab, batch.ids + runs * tree.prompts, batch.ids)
+        moved = torch.where(batch.ids >= tree.vocab, batch.ids + by * tree.prompts, batch.ids)
         return replace(batch, ids=moved)
     nested = {name: value for name, value in batch.items() if isinstance(value, TensorBatch)}
-    return replace(batch, **{name: move_prompts(value, runs, tree) for name, value in nested.items()})
+    return replace(batch, **{name: move_prompts(value, by, tree) for name, value in nested.items()})

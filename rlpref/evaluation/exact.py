@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -36,7 +37,7 @@ class ExactEvaluator:
         """
         task, rewards = self.task, self.task.rewards
         policy = self.policy(models)
-        reward, ref_reward = (float(exact.expectation(task, p, rewards).mean()) for p in (policy, self.ref))
+        reward, ref_reward = float(exact.expectation(task, policy, rewards).mean()), self._ref_reward
         kl = float(exact.sequence_kl(task, policy, self.ref).mean())
         attainable = optima.frontier_reward(task, self.ref, rewards, kl)
         row = {
@@ -56,12 +57,19 @@ class ExactEvaluator:
         if self.own_regret:
             row["exact/own_regret"] = self.own_regret(policy)
         if self.beta is not None:
-            best = optima.optimum(task, self.ref, rewards, self.beta)
-            row["exact/regret"] = float(best.v[:, 0].mean()) - (reward - self.beta * kl)
-            advantage = best.advantages
+            row["exact/regret"] = float(self._optimum.v[:, 0].mean()) - (reward - self.beta * kl)
+            advantage = self._optimum.advantages
             for name, occupancy in (("credit_corr", policy), ("credit_corr_ref", self.ref)):
                 row[f"exact/{name}"] = measures.credit_correlation(task, policy, self.ref, advantage, occupancy)
         return {name: value for name, value in row.items() if value is not None}
+
+    @cached_property
+    def _optimum(self) -> optima.Optimum:
+        return optima.optimum(self.task, self.ref, self.task.rewards, self.beta)
+
+    @cached_property
+    def _ref_reward(self) -> float:
+        return float(exact.expectation(self.task, self.ref, self.task.rewards).mean())
 
     def policy(self, models: Models) -> Tensor:
         """Conditionals of the policy as it is now, fp64 on the CPU: what `rlpref.testbed.measures` takes apart by
@@ -72,7 +80,7 @@ class ExactEvaluator:
     def coverage(self, pairs_from: str, options: Mapping[str, Any]) -> dict[str, float | str]:
         """How well the distribution of the data's pairs covers the optimum of the objective at the run's beta: see
         rlpref.testbed.coverage. JSON knows no infinity, so that is spelt 'infinite'."""
-        best = exact.answer_logps(self.task, optima.optimum(self.task, self.ref, self.task.rewards, self.beta).policy)
+        best = exact.answer_logps(self.task, self._optimum.policy)
         found = coverage(self.task, best, pair_distribution(pairs_from, options)(self.task, self.ref))
         return {name: value if math.isfinite(value) else "infinite" for name, value in found.items()}
 

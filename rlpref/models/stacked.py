@@ -26,7 +26,7 @@ class StackedTable(nn.Module):
         super().__init__()
         tree = members[0].tree
         self.members = nn.ModuleList(members)
-        self.tree = AnswerTree(tree.vocab, tree.horizon, tree.prompts * len(members))
+        self.tree = AnswerTree(tree.vocab, tree.horizon, tree.prompts * len(members)).to(tree.after.device)
 
     def forward(self, input_ids, attention_mask=None, past_key_values=None, **_):
         """As TabularBackbone; the row before any prompt is that of no run and holds zeros."""

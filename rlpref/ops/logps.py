@@ -29,7 +29,7 @@ def completion_logits(model: nn.Module, sequences: Sequences, temperature: float
         logits_to_keep=width - first,
     )
     logits = output.logits if output.logits.dtype == torch.float64 else output.logits.float()
-    return logits / temperature, first
+    return logits if temperature == 1 else logits / temperature, first
 
 
 def token_logps(
