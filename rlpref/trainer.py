@@ -18,7 +18,7 @@ from rlpref.algorithms.algorithm import Algorithm, Costs, Round, StartError, cha
 from rlpref.algorithms.stacked import stack_algorithms
 from rlpref.data.preferences import PreferenceData
 from rlpref.data.stacked import move_prompts, stack_data
-from rlpref.evaluation.evaluator import Evaluator
+from rlpref.evaluation.evaluator import Evaluator, evaluate
 from rlpref.logging.folder import RunFolder
 from rlpref.logging.mirror import Mirror
 from rlpref.models.bundle import Models
@@ -231,7 +231,7 @@ class Trainer:
     def _evaluate(self, started: float) -> None:
         self.show("evaluating")
         begun = time.perf_counter()
-        found = [run.evaluator(self.at.step) for run in self.runs]
+        found = evaluate([run.evaluator for run in self.runs], self.models, self.at.step)
         now = time.perf_counter()
         self.at.seconds, self.at.evaluating = now - started, self.at.evaluating + now - begun
         for i, (run, (metrics, texts)) in enumerate(zip(self.runs, found)):

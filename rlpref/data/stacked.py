@@ -15,7 +15,8 @@ from rlpref.types import Prompts, Sequences, TensorBatch, cat
 def stack_data(runs: list[PreferenceData], tree: AnswerTree) -> PreferenceData:
     """Train pairs and prompts of all runs, a block for each; the rest is the first run's. Raises Unstackable where
     the runs have different numbers of them."""
-    if len({(len(data.train), len(data.prompts)) for data in runs}) > 1:
+    sizes = {tuple(map(len, (data.train, data.prompts, data.test, data.test_prompts))) for data in runs}
+    if len(sizes) > 1:
         raise Unstackable("the runs have different numbers of pairs")
     train, prompts = (
         cat([move_prompts(getattr(data, name), i, tree) for i, data in enumerate(runs)])

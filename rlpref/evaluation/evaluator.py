@@ -11,10 +11,11 @@ from torch import Tensor
 from rlpref.data.preferences import PreferenceData
 from rlpref.evaluation.estimates import distinct_n, mean_and_se, wins
 from rlpref.evaluation.exact import ExactEvaluator
+from rlpref.evaluation.measure import Measured, draw, measure
 from rlpref.models.bundle import Models, in_chunks
 from rlpref.rewards.learned import answer_scores
 from rlpref.rewards.scorer import completion_ids, completion_texts
-from rlpref.rollout.sampler import ends_with_eos, sample
+from rlpref.rollout.sampler import ends_with_eos
 from rlpref.types import Pairs, Prompts, Samples
 
 
@@ -33,30 +34,29 @@ class Evaluator:
     seed: int
     _reference: dict = field(default_factory=dict)  # computed once: the reference does not change
 
-    def __call__(self, step: int) -> tuple[dict[str, float], list[dict]]:
+    def __call__(self, step: int, measured: Measured | None = None) -> tuple[dict[str, float], list[dict]]:
+        """`measured` is what was asked of the run's policy; None: it is asked now."""
         row, texts = {}, []
-        pairs = self.data.test[: self.pairs].to(self.models.device)
         if "policy" in self.trains:
-            sampled, texts = self._sampled(step)
-            row = sampled | self._preferences(pairs)
+            (measured,) = [measured] if measured else measure_policies([self], self.models)
+            sampled, texts = self._sampled(step, measured)
+            row = sampled | self._preferences(measured)
         if "reward_model" in self.trains:
-            row |= self._reward_model(pairs)
+            row |= self._reward_model(self.test_pairs())
         if self.exact:
             row |= self.exact(self.models, self.data.rows.drawn_from)
         return row, texts
 
-    def _draw(self, model, prompts: Prompts, seed: int) -> Samples:
-        """Answers with the same random numbers at every evaluation: what moves is the policy."""
-        generator = torch.Generator(self.models.device).manual_seed(seed)
-        m = self.models
-        return sample(model, prompts, self.k, m.max_new_tokens, m.temperature, m.eos_token_id, [generator], m.chunk)
+    def test_prompts(self) -> Prompts:
+        return self.data.test_prompts[: self.prompts].to(self.models.device)
 
-    def _sampled(self, step: int) -> tuple[dict[str, float], list[dict]]:
+    def test_pairs(self) -> Pairs:
+        return self.data.test[: self.pairs].to(self.models.device)
+
+    def _sampled(self, step: int, measured: Measured) -> tuple[dict[str, float], list[dict]]:
         m, all_prompts = self.models, self.exact is not None
-        prompts = self.data.test_prompts[: self.prompts].to(m.device)
-        samples = self._draw(m.policy, prompts, seed=1_000_003 + self.seed)
-        compared = m.compare_with_initial(samples.sequences)
-        per_prompt = (len(prompts), self.k)
+        samples, compared = measured.samples, measured.compared
+        per_prompt = (-1, self.k)
         answers = completion_ids(samples.sequences)
 
         def put(name: str, values: Tensor) -> None:
@@ -69,12 +69,12 @@ class Evaluator:
         put("length", samples.sequences.lengths)
         row["eval/eos_rate"] = float(ends_with_eos(samples.sequences, m.eos_token_id).double().mean())
         row |= {f"eval/distinct_{n}": distinct_n(answers, n) for n in (1, 2)}
-        if m.reward is not None and m.reward is not m.gold:
-            put("proxy_reward", m.reward(samples.sequences))
-        if m.gold is None:
+        if measured.proxies is not None:
+            put("proxy_reward", measured.proxies)
+        if measured.rewards is None:
             return row, self._texts(step, samples, None)
-        rewards = m.gold(samples.sequences)
-        ref_samples, ref_rewards = self._reference_answers(prompts)
+        rewards = measured.rewards
+        ref_samples, ref_rewards = self._reference_answers(self.test_prompts())
         put("reward", rewards)
         put("ref_reward", ref_rewards)
         won, row["eval/ties"] = wins(rewards.view(per_prompt), ref_rewards.view(per_prompt))
@@ -88,7 +88,7 @@ class Evaluator:
         """Its random numbers differ from the policy's: else identical policies would tie on every answer."""
         if "answers" not in self._reference:
             with self.models.initial.active() as ref:
-                samples = self._draw(ref, prompts, seed=2_000_003 + self.seed)
+                samples = draw(ref, self.models, prompts, self.k, [2_000_003 + self.seed])
             self._reference["answers"] = samples, self.models.gold(samples.sequences)
         return self._reference["answers"]
 
@@ -111,16 +111,13 @@ class Evaluator:
                 row |= {"reward": float(rewards[at]), "ref_answer": ref_texts[i], "ref_reward": float(ref_rewards[at])}
         return rows
 
-    def _preferences(self, pairs: Pairs) -> dict[str, float]:
+    def _preferences(self, measured: Measured) -> dict[str, float]:
         """Accuracy of the implicit reward log policy/ref on held-out pairs, a tie counting one half."""
-        m = self.models
+        m, pairs = self.models, self.test_pairs()
         if "pairs" not in self._reference:
             self._reference["pairs"] = [m.ref_logps(side, m.initial).sum(1) for side in (pairs.chosen, pairs.rejected)]
         ref_chosen, ref_rejected = self._reference["pairs"]
-        chosen, rejected = (
-            in_chunks(lambda part: m.policy_logps(part)[0].sum(1), side, m.chunk)
-            for side in (pairs.chosen, pairs.rejected)
-        )
+        chosen, rejected = measured.chosen, measured.rejected
         margins = (chosen - ref_chosen) - (rejected - ref_rejected)
         return {
             **_accuracy("eval/accuracy", margins),
@@ -134,6 +131,20 @@ class Evaluator:
             for side in (pairs.chosen, pairs.rejected)
         )
         return _accuracy("eval/reward_model/accuracy", chosen - rejected)
+
+
+def evaluate(evaluators: list[Evaluator], models: Models, step: int) -> list[tuple[dict[str, float], list[dict]]]:
+    """Rows and samples of each run; `models` are those of the run, or the stack of all of them."""
+    measured = measure_policies(evaluators, models)
+    return [evaluator(step, found) for evaluator, found in zip(evaluators, measured)]
+
+
+def measure_policies(evaluators: list[Evaluator], models: Models) -> list[Measured | None]:
+    """None for each run that trains no policy."""
+    if "policy" not in evaluators[0].trains:
+        return [None] * len(evaluators)
+    prompts, pairs = ([get() for get in each] for each in zip(*((e.test_prompts, e.test_pairs) for e in evaluators)))
+    return measure(models, prompts, pairs, evaluators[0].k, [1_000_003 + e.seed for e in evaluators])
 
 
 def _accuracy(name: str, margins: Tensor) -> dict[str, float]:

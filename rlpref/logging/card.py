@@ -7,6 +7,7 @@ import resource
 import subprocess
 import sys
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -21,12 +22,17 @@ def environment() -> dict:
         "started": datetime.now(UTC).isoformat(timespec="milliseconds"),
         "rlpref": _own_version(),
         "python": platform.python_version(),
-        "packages": {name: version(name) for name in PACKAGES},
+        "packages": _packages(),
         "platform": platform.platform(),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         **_git(),
     }
+
+
+@cache
+def _packages() -> dict[str, str]:
+    return {name: version(name) for name in PACKAGES}
 
 
 def _own_version() -> str | None:
@@ -37,7 +43,9 @@ def _own_version() -> str | None:
         return None
 
 
+@cache
 def _git() -> dict:
+    """Of the code that this process runs: asked once."""
     root = Path(__file__).parents[2]
     if not (root / ".git").exists():
         return {"git_commit": None, "git_dirty": None}

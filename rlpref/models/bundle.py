@@ -37,6 +37,11 @@ class Models:
         return next(self.policy.parameters()).device
 
     @property
+    def trains_on_a_proxy(self) -> bool:
+        """Whether training scores answers by something else than the truth."""
+        return self.reward is not None and self.reward is not self.gold
+
+    @property
     def policy_dtype(self) -> torch.dtype:
         return next(self.policy.parameters()).dtype
 

@@ -88,14 +88,15 @@ def stack_models(runs: list[Models]) -> Models:
         return None if members[0] is None else StackedHead(members).eval()
 
     initial = reference("initial")
+    gold = first.gold and Unstacked(first.gold, tree)
     return replace(
         first,
         policy=StackedLM([models.policy for models in runs]).eval(),
         ref=initial if first.ref is first.initial else reference("ref"),
         initial=initial,
         chunk=first.chunk * len(runs),
-        reward=first.reward and Unstacked(first.reward, tree),
-        gold=first.gold and Unstacked(first.gold, tree),
+        reward=first.reward and (gold if first.reward is first.gold else Unstacked(first.reward, tree)),
+        gold=gold,
         critic=heads("critic"),
         reward_model=heads("reward_model"),
     )

@@ -68,7 +68,7 @@ def test_standard_errors_are_the_spread_over_seeds(build, case, random_policy):
     rows = []
     for seed in range(120):
         evaluator.seed, evaluator._reference = seed, {}
-        rows.append(evaluator._sampled(0)[0])
+        rows.append(evaluator(0)[0])
     for name in ("reward", "ref_reward", "kl", "kl_mc", "win_rate", "length"):
         spread = torch.tensor([row[f"eval/{name}"] for row in rows]).std().item()
         claimed = torch.tensor([row[f"eval/{name}_se"] for row in rows]).pow(2).mean().sqrt().item()
@@ -95,7 +95,7 @@ def test_the_accuracy_counts_pairs_and_not_batches(build, case, random_policy):
     rows = []
     for chunk in (512, 7, 1):
         evaluator, _ = build(case, policy, chunk=chunk, k=1)
-        rows.append(evaluator._preferences(evaluator.data.test))
+        rows.append(evaluator(0)[0])
     for row in rows[1:]:
         assert row["eval/accuracy"] == rows[0]["eval/accuracy"]
         assert row == pytest.approx(rows[0], abs=1e-5)

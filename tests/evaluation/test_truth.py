@@ -11,6 +11,7 @@ import torch
 
 from rlpref.evaluation.evaluator import Evaluator
 from rlpref.evaluation.exact import make_exact
+from rlpref.evaluation.measure import draw
 from rlpref.models.reference import freeze
 from rlpref.models.tiny import tiny_llama
 from rlpref.ops.kl import k1, k2, k3
@@ -136,7 +137,7 @@ def test_the_kl_of_another_distribution_is_told_apart(case):
 def sampled_log_ratios(evaluator):
     """[answers, T] log policy/reference of sampled tokens, 0 outside the answers: production code only."""
     m = evaluator.models
-    samples = evaluator._draw(m.policy, evaluator.data.test_prompts, seed=1)
+    samples = draw(m.policy, m, evaluator.data.test_prompts, evaluator.k, [1])
     compared = m.compare_with_initial(samples.sequences)
     torch.testing.assert_close(compared.logps, samples.logps, atol=1e-4, rtol=0)
     return (compared.logps - compared.ref_logps).double()
