@@ -1,10 +1,11 @@
 """Runs per second: one process for each run, and one process for all of them, side by side in one run.
 
-    python benchmarks/replicas.py --algorithm dpo ppo --seeds 32 --repeats 3
+    python benchmarks/replicas.py                             # runs of three sizes
+    python benchmarks/replicas.py algorithm=iterative_dpo     # settings of your own
 
 Both are whole processes of the same program, from the start of Python to the last file of the last run; no report
 and no wandb. One process per run is timed on `--alone` runs one after another, because 32 would only take longer,
-and in pairs at the same time (`two at once`), which is what two cores can do. By turns, `--repeats` times.
+and on two at the same time, which is what two cores can do. By turns, `--repeats` times.
 """
 
 from __future__ import annotations
@@ -20,6 +21,11 @@ import tempfile
 import time
 from pathlib import Path
 
+SIZES = {
+    "DPO, 2,000 pairs, 94 steps": ["algorithm=dpo", "data.pairs=2000", "budget.batch_size=64", "evaluation.times=4"],
+    "DPO, as in the demo, 588 steps": ["algorithm=dpo"],
+    "PPO, as in the demo, 400 steps": ["algorithm=ppo"],
+}
 CHILD = """
 import sys
 from pathlib import Path
@@ -56,16 +62,20 @@ def seconds(folder: Path, processes: list[tuple[int, int]], overrides: list[str]
     return time.perf_counter() - begun
 
 
-def measure(algorithm: str, seeds: int, alone: int, repeats: int, more: list[str]) -> dict[str, list[float]]:
+def measure(overrides: list[str], seeds: int, alone: int, repeats: int) -> dict[str, list[float]]:
     """Runs per second of each way, once for each repeat."""
-    overrides = [f"algorithm={algorithm}", "logger.mode=disabled", *more]
-    rates: dict[str, list[float]] = {"one process per run": [], "two at once": [], "one process": []}
+    overrides = [*overrides, "logger.mode=disabled"]
+    rates: dict[str, list[float]] = {"one process per run": [], "two at once": [], f"one process for {seeds}": []}
     for _ in range(repeats):
         folder = Path(tempfile.mkdtemp(prefix="replicas-"))
         each = [seconds(folder / "alone", [(seed, 1)], overrides) for seed in range(alone)]
-        rates["one process per run"].append(1 / statistics.mean(each))
-        rates["two at once"].append(2 / seconds(folder / "pair", [(0, 1), (1, 1)], overrides))
-        rates["one process"].append(seeds / seconds(folder / "together", [(0, seeds)], overrides))
+        found = [
+            1 / statistics.mean(each),
+            2 / seconds(folder / "pair", [(0, 1), (1, 1)], overrides),
+            seeds / seconds(folder / "together", [(0, seeds)], overrides),
+        ]
+        for rate, way in zip(found, rates.values()):
+            way.append(rate)
         check_equal(folder / "alone", folder / "together", alone)
         shutil.rmtree(folder)
     return rates
@@ -82,19 +92,20 @@ def check_equal(alone: Path, together: Path, runs: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--algorithm", nargs="+", default=["dpo", "ppo"])
     parser.add_argument("--seeds", type=int, default=32, help="runs in one process")
     parser.add_argument("--alone", type=int, default=2, help="runs timed one by one in each repeat")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("override", nargs="*", help="settings of the runs, such as budget.offline.epochs=10")
+    parser.add_argument("override", nargs="*", help="settings of the runs, such as algorithm=ppo budget.ppo.rounds=20")
     arguments = parser.parse_args()
-    print("| algorithm | way | runs per second, median [min, max] | ratio |\n| --- | --- | --- | --- |")
-    for algorithm in arguments.algorithm:
-        rates = measure(algorithm, arguments.seeds, arguments.alone, arguments.repeats, arguments.override)
+    sizes = {" ".join(arguments.override): arguments.override} if arguments.override else SIZES
+    print("| runs | way | runs per second, median [min, max] | ratio |\n| --- | --- | --- | --- |")
+    for name, overrides in sizes.items():
+        rates = measure(overrides, arguments.seeds, arguments.alone, arguments.repeats)
         base = statistics.median(rates["one process per run"])
         for way, found in rates.items():
             middle = statistics.median(found)
-            print(f"| {algorithm} | {way} | {middle:.3f} [{min(found):.3f}, {max(found):.3f}] | {middle / base:.1f} |")
+            interval = f"{middle:.3f} [{min(found):.3f}, {max(found):.3f}]"
+            print(f"| {name} | {way} | {interval} | {middle / base:.1f} |", flush=True)
 
 
 if __name__ == "__main__":

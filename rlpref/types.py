@@ -132,7 +132,7 @@ class Sequences(TensorBatch):
     def trimmed(self) -> Sequences:
         """Without the columns that are padding in every row. Do not use it where other [B, T] tensors are
         aligned with these columns."""
-        used = self.attention_mask.any(0)
+        used = self.attention_mask.sum(0) > 0
         return self if used.all() else self.map(lambda tensor: tensor[:, used])
 
 
@@ -187,7 +187,7 @@ class Rollouts(TensorBatch):
 
     def trimmed(self) -> Rollouts:
         """Without the columns that are padding in every row, in all [B, T] tensors alike."""
-        used = self.sequences.attention_mask.any(0)
+        used = self.sequences.attention_mask.sum(0) > 0
         if used.all():
             return self
         return self.map(lambda tensor: tensor[:, used] if tensor.dim() == 2 else tensor)
