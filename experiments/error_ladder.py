@@ -86,7 +86,7 @@ def on_policy(config: dict, folder: Path, parts: Parts, ref: torch.Tensor, learn
 
 
 # A kind of algorithm -> its ladder. One that climbs J on its own samples and has an `eos_rule` takes `on_policy`.
-KINDS = {"offline": offline, "sft": sft, "iterative": iterative, "ppo": on_policy}
+KINDS = {"offline": offline, "sft": sft, "iterative": iterative, "ppo": on_policy, "reinforce": on_policy}
 
 
 def _data(config: dict, parts: Parts, ref: torch.Tensor) -> tuple:

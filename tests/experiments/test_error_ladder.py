@@ -37,6 +37,8 @@ def folder(tmp_path_factory):
     online = [*FEW, "algorithm.rounds=2", "algorithm.prompts_per_round=16"]
     runs.run(folder / "iterative_dpo-gold-seed0", *online, "algorithm=iterative_dpo", "algorithm.data=aggregated")
     runs.run(folder / "ppo-gold-seed0", *online, "algorithm=ppo")
+    once = [setting for setting in online if not setting.startswith("algorithm.epochs")]  # each round is one update
+    runs.run(folder / "reinforce-gold-seed0", *once, "algorithm=reinforce")
     path = f"reward.path={folder}/reward_model-gold-seed0"
     runs.run(folder / "ppo-learned-seed0", *online, "algorithm=ppo", "reward=learned", path)
     return folder
@@ -54,7 +56,7 @@ def each_run(table, folder):
 
 def test_every_policy_has_its_row(table):
     expected = {(name, "") for name in OFFLINE}
-    expected |= {("iterative_dpo", "gold"), ("ppo", "gold"), ("ppo", "learned")}
+    expected |= {("iterative_dpo", "gold"), ("ppo", "gold"), ("ppo", "learned"), ("reinforce", "gold")}
     assert set(table.index) == expected
     assert table["n"].to_dict() == {name: 2 if name == ("dpo", "") else 1 for name in expected}
 
@@ -77,7 +79,8 @@ def test_each_source_is_charged_to_whom_it_concerns(table):
     assert table.loc[("sft", ""), "objective"] > 0.1
     for method in ("dpo", ""), ("ipo", ""), ("iterative_dpo", "gold"):
         assert abs(table.loc[method, "statistics"]) > 1e-4
-    assert table.loc[("ppo", "gold"), "reward model"] == pytest.approx(0, **nothing)
+    for method in ("ppo", "reinforce"):
+        assert table.loc[(method, "gold"), "reward model"] == pytest.approx(0, **nothing)
     assert table.loc[("ppo", "learned"), "reward model"] > 1e-3
     for reward in ("gold", "learned"):
         assert table.loc[("ppo", reward), "objective"] == table.loc[("ppo", reward), "statistics"] == 0
