@@ -92,12 +92,10 @@ def _runs(config: DictConfig, folder: Path, sweep: bool) -> list:
 
 def _seeds(config: DictConfig) -> list:
     """One for each replica. What is no number is left for the check of all settings to refuse."""
-    numbers = isinstance(config.get("replicas"), int) and isinstance(config.get("seed"), int)
-    return (
-        list(range(config.seed, config.seed + config.replicas))
-        if numbers and config.replicas > 1
-        else [config.get("seed")]
-    )
+    seed, replicas = config.get("seed"), config.get("replicas")
+    if not isinstance(seed, int) or not isinstance(replicas, int) or replicas < 2:
+        return [seed]
+    return list(range(seed, seed + replicas))
 
 
 def _train(jobs: list) -> None:
