@@ -74,9 +74,9 @@ def _shared_data(config: dict, reference_hash: str, make: Callable[[], Preferenc
     decides = [config[section] for section in ("data", "model", "testbed", "temperature")]
     key = json.dumps([reference_hash, decides], sort_keys=True)
     found = LAST_DATA.pop(key, None) or make()
-    for oldest in list(LAST_DATA)[: len(LAST_DATA) + 1 - config["replicas"]]:
-        del LAST_DATA[oldest]
     LAST_DATA[key] = found
+    for oldest in list(LAST_DATA)[: -config["replicas"]]:
+        del LAST_DATA[oldest]
     return found
 
 

@@ -4,6 +4,7 @@ import json
 import math
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -260,3 +261,20 @@ def test_what_a_round_measured_is_logged_though_not_every_step_is(tmp_path):
     rows = runs.metrics(tmp_path)
     assert [row["step"] for row in rows if "loss" in row] == [3, 6, 9, 12, 15, 16]
     assert [row["step"] for row in rows if "objective/kl" in row] == [3, 6, 9, 15]
+
+
+def test_the_data_of_all_replicas_are_kept_for_the_next_method(monkeypatch):
+    """As many sets as there are replicas, each made once; then the oldest goes."""
+    monkeypatch.setattr(build, "LAST_DATA", {})
+    made = []
+
+    def ask(seed):
+        config = {"data": {"seed": seed}, "model": {}, "testbed": {}, "temperature": 1.0, "replicas": 5}
+        return build._shared_data(config, "hash", lambda: made.append(seed) or SimpleNamespace(seed=seed))
+
+    for _ in range(2):
+        assert [ask(seed).seed for seed in range(5)] == list(range(5))
+    assert made == [0, 1, 2, 3, 4]
+    ask(5)
+    ask(0)
+    assert made == [0, 1, 2, 3, 4, 5, 0]
