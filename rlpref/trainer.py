@@ -17,17 +17,17 @@ from rlpref import checkpoint
 from rlpref.algorithms.algorithm import Algorithm, Costs, Round, StartError, charge_tokens
 from rlpref.algorithms.stacked import stack_algorithms
 from rlpref.data.preferences import PreferenceData
-from rlpref.data.stacked import move_prompts, stack_data
+from rlpref.data.stacked import own_rows, stack_data, stack_rows
 from rlpref.evaluation.evaluator import Evaluator, evaluate
 from rlpref.logging.folder import RunFolder
 from rlpref.logging.mirror import Mirror
 from rlpref.models.bundle import Models
 from rlpref.models.hashing import weights_hash
 from rlpref.models.reference import snapshot
-from rlpref.models.stacked import member, stack_models
+from rlpref.models.stacked import member, stack_models, tree_of
 from rlpref.ops.blocks import Unstackable, chosen_rows
 from rlpref.progress import progress
-from rlpref.types import TensorBatch, cat, from_nested, to_nested, token_counts
+from rlpref.types import TensorBatch, from_nested, to_nested, token_counts
 from rlpref.update import (
     OptimizerSettings,
     backward,
@@ -103,7 +103,7 @@ class Trainer:
         if len(runs) > 1:
             self.algorithm = stack_algorithms([run.algorithm for run in runs], first.models.device)
             self.models = stack_models([run.models for run in runs])
-            self.data = stack_data([run.data for run in runs], first.models.policy.model.tree)
+            self.data = stack_data([run.data for run in runs], tree_of(self.models.policy))
         self.trained = [parameters(run.modules) for run in runs]
         self.generators = [torch.Generator(first.models.device).manual_seed(run.seed) for run in runs]
         self.costs = [Costs() for _ in runs]
@@ -253,7 +253,7 @@ class Trainer:
                 "metrics": {name: float(values[i]) for name, values in self.metrics.items()},
                 "optimizer": share_of(self.optimizer, self.trained[i]),
                 "generator": self.generators[i].get_state(),
-                "experience": to_nested(kept and self._moved(self._own_rows(kept, i), -i)),
+                "experience": to_nested(kept and own_rows(kept, i, len(self.runs), tree_of(self.models.policy))),
                 "rows": run.folder.rows(),
                 "last_evaluation": self.evaluated[i],
             }
@@ -284,12 +284,4 @@ class Trainer:
             run.folder.cut_back(state["rows"])
         own = [from_nested(state["experience"]) for state in states]
         if own[0] is not None:
-            self.experience = cat([self._moved(rows, i) for i, rows in enumerate(own)]).to(self.models.device)
-
-    def _own_rows(self, batch: TensorBatch, run: int) -> TensorBatch:
-        each = len(batch) // len(self.runs)
-        return batch[run * each : (run + 1) * each]
-
-    def _moved(self, rows: TensorBatch, by: int) -> TensorBatch:
-        """Rows of one run as the stack reads them, or back."""
-        return move_prompts(rows, by, self.models.policy.members[0].model.tree) if by else rows
+            self.experience = stack_rows(own, tree_of(self.models.policy)).to(self.models.device)

@@ -18,11 +18,21 @@ def stack_data(runs: list[PreferenceData], tree: AnswerTree) -> PreferenceData:
     sizes = {tuple(map(len, (data.train, data.prompts, data.test, data.test_prompts))) for data in runs}
     if len(sizes) > 1:
         raise Unstackable("the runs have different numbers of pairs")
-    train, prompts = (
-        cat([move_prompts(getattr(data, name), i, tree) for i, data in enumerate(runs)])
-        for name in ("train", "prompts")
-    )
+    train, prompts = (stack_rows([getattr(data, name) for data in runs], tree) for name in ("train", "prompts"))
     return replace(runs[0], train=train, prompts=prompts)
+
+
+def stack_rows(own: list[TensorBatch], tree: AnswerTree | None) -> TensorBatch:
+    """The rows of all runs under each other, as the stack of their models reads them; those of one run as they are,
+    whatever its model. `tree` is that of one run."""
+    return cat([move_prompts(batch, i, tree) if i else batch for i, batch in enumerate(own)])
+
+
+def own_rows(batch: TensorBatch, run: int, runs: int, tree: AnswerTree | None) -> TensorBatch:
+    """The block of one run, as the run itself would have it: takes back `stack_rows`."""
+    each = len(batch) // runs
+    block = batch[run * each : (run + 1) * each]
+    return move_prompts(block, -run, tree) if run else block
 
 
 def move_prompts(batch: TensorBatch, by: int, tree: AnswerTree) -> TensorBatch:

@@ -38,7 +38,7 @@ class Evaluator:
         """`measured` is what was asked of the run's policy; None: it is asked now."""
         row, texts = {}, []
         if "policy" in self.trains:
-            (measured,) = [measured] if measured else measure_policies([self], self.models)
+            measured = measured or measure_policies([self], self.models)[0]
             sampled, texts = self._sampled(step, measured)
             row = sampled | self._preferences(measured)
         if "reward_model" in self.trains:

@@ -8,11 +8,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from rlpref.data.stacked import move_prompts
+from rlpref.data.stacked import own_rows, stack_rows
 from rlpref.models.bundle import Models, in_chunks
+from rlpref.models.stacked import tree_of
+from rlpref.ops.blocks import blocks
 from rlpref.ops.logps import Comparison
 from rlpref.rollout.sampler import sample
-from rlpref.types import Pairs, Prompts, Samples, TensorBatch, cat
+from rlpref.types import Pairs, Prompts, Samples
 
 
 @dataclass
@@ -36,36 +38,20 @@ def draw(model: nn.Module, models: Models, prompts: Prompts, k: int, seeds: list
 
 def measure(models: Models, prompts: list[Prompts], pairs: list[Pairs], k: int, seeds: list[int]) -> list[Measured]:
     """Of each run, in one pass; `models` are those of the run, or the stack of all of them."""
-    n = len(seeds)
-    samples = draw(models.policy, models, _stack(prompts, models), k, seeds)
+    n, tree = len(seeds), tree_of(models.policy)
+    samples = draw(models.policy, models, stack_rows(prompts, tree), k, seeds)
     compared = models.compare_with_initial(samples.sequences)
     rewards = models.gold(samples.sequences) if models.gold else None
     proxies = models.reward(samples.sequences) if models.trains_on_a_proxy else None
-    sides = _stack(pairs, models)
+    sides = stack_rows(pairs, tree)
     chosen, rejected = (
         in_chunks(lambda part: models.policy_logps(part)[0].sum(1), side, models.chunk)
         for side in (sides.chosen, sides.rejected)
     )
-    answers, held_out = len(samples) // n, len(chosen) // n
     found = []
     for i in range(n):
-        rows, own_pairs = slice(i * answers, (i + 1) * answers), slice(i * held_out, (i + 1) * held_out)
-        scores = (None if each is None else each[rows] for each in (rewards, proxies))
-        own = _own(samples[rows], i, len(prompts[i]), models)
-        found.append(Measured(own, compared[rows], *scores, chosen[own_pairs], rejected[own_pairs]))
+        own, own_compared = own_rows(samples, i, n, tree), own_rows(compared, i, n, tree)
+        own = replace(own, prompt=own.prompt - i * len(prompts[i]))
+        columns = (None if each is None else blocks(each, n)[i] for each in (rewards, proxies, chosen, rejected))
+        found.append(Measured(own, own_compared, *columns))
     return found
-
-
-def _stack(own: list[TensorBatch], models: Models) -> TensorBatch:
-    """The rows of all runs as the stack of their models reads them."""
-    return cat(
-        [move_prompts(batch, i, models.policy.members[0].model.tree) if i else batch for i, batch in enumerate(own)]
-    )
-
-
-def _own(samples: Samples, run: int, prompts: int, models: Models) -> Samples:
-    """The samples of one run as the run itself would have drawn them."""
-    if run == 0:
-        return samples
-    sequences = move_prompts(samples.sequences, -run, models.policy.members[0].model.tree)
-    return replace(samples, sequences=sequences, prompt=samples.prompt - run * prompts)

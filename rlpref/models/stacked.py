@@ -102,6 +102,11 @@ def stack_models(runs: list[Models]) -> Models:
     )
 
 
+def tree_of(policy: nn.Module) -> AnswerTree | None:
+    """That of one run of a stack; None for the policy of a run alone, whose rows nobody moves."""
+    return policy.members[0].model.tree if isinstance(policy, StackedLM) else None
+
+
 def member(module: nn.Module, run: int) -> nn.Module:
     """The module of one run: of a stack its own, else the module itself."""
     return module.members[run] if isinstance(module, StackedLM | StackedHead) else module
