@@ -30,6 +30,14 @@ RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {  # of hyperparameters
     "beta": ("above 0", lambda x: x > 0),
     "tau": ("above 0", lambda x: x > 0),
     "label_smoothing": ("from 0 to 0.5", lambda x: 0 <= x <= 0.5),
+    **{
+        name: ("above 0", lambda x: x > 0)
+        for name in ("cliprange", "cliprange_low", "cliprange_high", "tau_pos", "tau_neg", "threshold")
+    },
+    "dual_clip": ("above 1", lambda x: x > 1),
+    "kl_coef": ("at least 0", lambda x: x >= 0),
+    "fraction": ("above 0 and at most 1", lambda x: 0 < x <= 1),
+    "lapse": ("above 0 and below 1", lambda x: 0 < x < 1),
 }
 
 
@@ -43,6 +51,7 @@ class Entry:
     shift_invariant: bool = False  # a constant added to both log-ratios of a pair changes nothing
     kl_optimal: bool = False  # its minimum over Bradley-Terry pairs is the KL-regularised optimum at its beta
     coupled: bool = False  # the value of an example depends on the others of its minibatch
+    detached: bool = False  # a factor is held constant: its gradient is not the derivative of its value
     linked: bool = False  # it puts a link of its own (an f-divergence) in place of the log-ratio
     nll: bool = False  # it has a likelihood term of its own
     reduce: str = "example"  # of a loss [B, T]: token_mean | sequence_mean | sequence_sum
