@@ -68,8 +68,8 @@ def gmpo(rl: RolloutLogps, cliprange: float = 0.4) -> Tensor:
 def vespo(
     rl: RolloutLogps, k_pos: float = 2.0, lambda_pos: float = 3.0, k_neg: float = 3.0, lambda_neg: float = 2.0
 ) -> Tensor:
-    """-W^k e^(lambda (1 - W)) A log pi with W = pi(y)/old(y) and the weight held constant; k and lambda go by the sign of
-    A. 2602.10693 (2026), VESPO, as in TRL: log r of a token is held within 20, W between 1e-8 and e^20, and counted."""
+    """-W^k e^(lambda (1 - W)) A log pi with W = pi(y)/old(y) and the weight held constant; k and lambda go by the sign
+    of A. 2602.10693 (2026), VESPO, as in TRL: a token's |log r| is held at 20, W between 1e-8 and e^20; counted."""
     between = bounded(log_ratio(rl).detach(), -20.0, 20.0)
     log_w = bounded(of_answer(between, rl.mask), math.log(1e-8), 20.0)
     k, rate = (by_sign(rl.advantages, *each) for each in ((k_pos, k_neg), (lambda_pos, lambda_neg)))
