@@ -51,7 +51,6 @@ class Entry:
     shift_invariant: bool = False  # a constant added to both log-ratios of a pair changes nothing
     kl_optimal: bool = False  # its minimum over Bradley-Terry pairs is the KL-regularised optimum at its beta
     coupled: bool = False  # the value of an example depends on the others of its minibatch
-    detached: bool = False  # a factor is held constant: its gradient is not the derivative of its value
     linked: bool = False  # it puts a link of its own (an f-divergence) in place of the log-ratio
     nll: bool = False  # it has a likelihood term of its own
     reduce: str = "example"  # of a loss [B, T]: token_mean | sequence_mean | sequence_sum

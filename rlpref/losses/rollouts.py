@@ -102,7 +102,7 @@ def dapo(rl: RolloutLogps, cliprange_low: float = 0.2, cliprange_high: float = 0
     return clipped(bounded_exp(log_ratio(rl)), rl.advantages, cliprange_low, cliprange_high)
 
 
-@register(reduce="token_mean", detached=True)
+@register(reduce="token_mean")
 def cispo(rl: RolloutLogps, cliprange_low: float = 1.0, cliprange_high: float = 4.0) -> Tensor:
     """-clip(r, 1 - low, 1 + high) A log pi with the clipped ratio held constant: no token loses its gradient. MiniMax
     2025 (2506.13585), eq. 4 and 5. low = 1 is no bound below, as there; r up to 5 is the choice of ScaleRL

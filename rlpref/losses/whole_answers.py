@@ -41,7 +41,7 @@ def gspo(rl: RolloutLogps, cliprange_low: float = 3e-4, cliprange_high: float = 
     return clipped(bounded_exp(mean_log_ratio(rl)), rl.advantages, cliprange_low, cliprange_high)
 
 
-@register(reduce="sequence_mean", detached=True)
+@register(reduce="sequence_mean")
 def gspo_token(rl: RolloutLogps, cliprange_low: float = 3e-4, cliprange_high: float = 4e-4) -> Tensor:
     """-min(s_t A_t, clip(s_t, 1 - low, 1 + high) A_t) with s_t = s pi_t/pi_t, where s and the denominator are held
     constant: `gspo` for advantages that differ between tokens. Zheng et al. 2025 (2507.18071), eq. 13 and 14."""
@@ -64,7 +64,7 @@ def gmpo(rl: RolloutLogps, cliprange: float = 0.4) -> Tensor:
     return -rl.advantages * bounded_exp(masked_mean(kept, rl.mask, dim=-1, keepdim=True))
 
 
-@register(reduce="token_mean", detached=True)
+@register(reduce="token_mean")
 def vespo(
     rl: RolloutLogps, k_pos: float = 2.0, lambda_pos: float = 3.0, k_neg: float = 3.0, lambda_neg: float = 2.0
 ) -> Tensor:
@@ -76,7 +76,7 @@ def vespo(
     return -torch.exp(k * log_w - rate * torch.expm1(log_w)) * rl.advantages * rl.logps
 
 
-@register(reduce="sequence_sum", detached=True)
+@register(reduce="sequence_sum")
 def topr(rl: RolloutLogps) -> Tensor:
     """-w A log pi with w = 1 where A > 0 and min(1, pi(y)/old(y)), held constant, elsewhere: bad answers count less
     once they are unlikely. Le Roux et al. 2025 (2503.14286), tapered off-policy REINFORCE."""
