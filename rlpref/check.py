@@ -13,7 +13,8 @@ from rlpref.binding import ConfigError, bind, choose, did_you_mean, hyperparamet
 from rlpref.data.sources import SOURCES
 from rlpref.models.gguf import smollm2_135m
 from rlpref.models.llama2c import stories260k
-from rlpref.models.lm import check_precision, hf
+from rlpref.models.lm import check_precision, hf, wants_adapter
+from rlpref.models.reference_rule import ReferenceRule, reference_rule
 from rlpref.rewards.gold import VaderScorer
 from rlpref.testbed.coverage import pair_distribution
 from rlpref.testbed.models import TESTBED_MODELS
@@ -26,7 +27,8 @@ from rlpref.update import OptimizerSettings
 LANGUAGE_MODELS = {"hf": hf, "smollm2_135m": smollm2_135m, "stories260k": stories260k}
 MODELS = TESTBED_MODELS | LANGUAGE_MODELS
 SECTIONS = (
-    *("algorithm", "model", "data", "reward", "budget", "evaluation", "optimizer", "logger", "training", "testbed"),
+    *("algorithm", "model", "data", "reward", "reference", "budget", "evaluation", "optimizer", "logger"),
+    *("training", "testbed"),
     *("beta", "temperature", "seed", "replicas", "init", "device", "threads"),
 )
 POSITIVE = {"rounds", "epochs", "batch_size", "prompts_per_round", "k", "times", "prompts", "pairs"}
@@ -45,6 +47,7 @@ class Checked:
 
     algorithm: Algorithm
     model: Any  # what builds the model, settings bound
+    reference: ReferenceRule
     evaluation: tuple[int, dict]
     training: TrainingSettings
     optimizer: OptimizerSettings
@@ -83,6 +86,7 @@ def check(config: dict, overridden: tuple[str, ...] = ()) -> Checked:
     return Checked(
         made,
         builder,
+        _check_reference(config, made),
         (evaluation.pop("times"), evaluation),
         bind(TrainingSettings, config["training"], "training")(),
         bind(OptimizerSettings, config["optimizer"], "optimizer")(),
@@ -237,6 +241,40 @@ def _check_reward(config: dict, algorithm: Algorithm) -> None:
             raise ConfigError("reward 'proxy' is made from the testbed's gold reward: it needs model=tabular or tiny.")
         if not reward["nu"] > 0:
             raise ConfigError(f"reward.nu must be above 0, not {reward['nu']}.")
+
+
+def _check_reference(config: dict, algorithm: Algorithm) -> ReferenceRule:
+    """The rule of the reference, where the algorithm and the model can follow it."""
+    rule = reference_rule(**config["reference"])
+    settings, name = config["algorithm"], f"algorithm '{config['algorithm']['name']}'"
+    free = {"initial", "none"} if "loss" in settings else {"initial"}
+    if not reads_reference(settings) and rule.kind not in free:
+        raise ConfigError(
+            f"{name} does not use a reference: '{rule.kind}' would change nothing. Set reference=initial."
+        )
+    if reads_reference(settings) and rule.kind == "none":
+        loss = f" with loss '{settings['loss']['name']}'" if "loss" in settings else ""
+        raise ConfigError(f"{name}{loss} reads the reference, and reference 'none' has none. Set reference=initial.")
+    if rule.kind == "previous" and algorithm.rounds == 1:
+        raise ConfigError(
+            f"{name} has one round: reference 'previous' would never move. Set reference=initial or sync."
+        )
+    if rule.is_replaced and rule.every in (None, 1) and "beta" in settings:
+        raise ConfigError(
+            f"{name} measures the KL of fresh answers: reference '{rule.kind}' would be the policy that drew them and "
+            "the KL always 0. Set reference=initial, ema, or sync with a larger reference.every."
+        )
+    if rule.kind == "adapter_off" and not wants_adapter(config["model"].get("lora")):
+        raise ConfigError(
+            f"model '{config['model']['kind']}' has no adapter to switch off for reference 'adapter_off': "
+            "set model.lora.r on a language model, or reference=initial."
+        )
+    return rule
+
+
+def reads_reference(algorithm: dict) -> bool:
+    """Whether the algorithm's loss or penalty compares the policy with a reference."""
+    return algorithm["kind"] not in ("sft", "reward_model")
 
 
 def trained_weights(run_folder: str | os.PathLike, name: str) -> Path:

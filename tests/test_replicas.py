@@ -15,7 +15,7 @@ LEARNED = ["algorithm=ppo", *runs.ONLINE, "algorithm.batch_size=16", "reward=lea
 CASES = runs.METHODS | {
     "iterative_previous_aggregated": [
         *runs.METHODS["iterative_dpo"],
-        "algorithm.reference=previous",
+        "reference=previous",
         "algorithm.data=aggregated",
     ],
     "iterative_ipo": [

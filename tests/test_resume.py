@@ -21,7 +21,7 @@ CASES = {
     "dpo": runs.METHODS["dpo"],
     "iterative_previous_aggregated": [
         *runs.METHODS["iterative_dpo"],
-        "algorithm.reference=previous",
+        "reference=previous",
         "algorithm.data=aggregated",
     ],
     "ppo": runs.METHODS["ppo"],

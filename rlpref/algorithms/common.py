@@ -26,7 +26,10 @@ def pair_objective(settings: dict):
 
 
 def with_reference(models: Models, pairs: Pairs) -> Pairs:
-    """The pairs with the reference's log-probs filled in, so that epochs do not compute them again."""
+    """The pairs with the reference's log-probs filled in, so that epochs do not compute them again; without them where
+    they would not last the round or where there is no reference."""
+    if models.ref is None or models.rule.moves_within_rounds:
+        return pairs
     return replace(
         pairs,
         ref_chosen=models.ref_logps(pairs.chosen).sum(1),
@@ -35,20 +38,30 @@ def with_reference(models: Models, pairs: Pairs) -> Pairs:
 
 
 def pair_logps(models: Models, pairs: Pairs) -> PairLogps:
-    """Policy log-probs beside the stored ones of the reference: one pass over chosen and rejected together."""
+    """Policy log-probs beside those of the reference: one pass over chosen and rejected together."""
     both = cat([pairs.chosen, pairs.rejected]).trimmed()
     chosen, rejected = models.policy_logps(both)[0].sum(1).chunk(2)
+    ref_chosen, ref_rejected = reference_sums(models, pairs, both)
     return PairLogps(
         chosen=chosen,
         rejected=rejected,
-        ref_chosen=pairs.ref_chosen.to(chosen),
-        ref_rejected=pairs.ref_rejected.to(chosen),
+        ref_chosen=ref_chosen.to(chosen),
+        ref_rejected=ref_rejected.to(chosen),
         chosen_len=pairs.chosen.lengths,
         rejected_len=pairs.rejected.lengths,
         chosen_score=pairs.chosen_score,
         rejected_score=pairs.rejected_score,
         weight=pairs.weight,
     )
+
+
+def reference_sums(models: Models, pairs: Pairs, both: Sequences) -> tuple[Tensor, Tensor]:
+    """[B], [B] log-probs of the reference: the stored ones, or else those of the reference as it is now; zeros where
+    there is none. `both` is chosen above rejected."""
+    if pairs.ref_chosen is not None:
+        return pairs.ref_chosen, pairs.ref_rejected
+    sums = torch.zeros(len(both), device=both.ids.device) if models.ref is None else models.ref_logps(both).sum(1)
+    return sums.chunk(2)
 
 
 def pair_loss(objective, scale: float | Tensor, lp: PairLogps) -> Loss:
@@ -69,9 +82,14 @@ def pair_loss(objective, scale: float | Tensor, lp: PairLogps) -> Loss:
 
 
 def check_pair_start(models: Models, objective, pairs: Pairs) -> None:
-    """At step 0 the policy is the reference: both log-ratios vanish and the loss is what it is at no change."""
+    """At step 0 the policy is the reference: both log-ratios vanish and the loss is what it is at no change. Where it
+    need not be the loss's reference, it still is the policy that was there before training."""
     with torch.no_grad():
         lp = pair_logps(models, pairs)
+    if not models.starts_at_reference:
+        lp.ref_chosen, lp.ref_rejected = (
+            models.ref_logps(side, models.initial).sum(1).to(lp.chosen) for side in (pairs.chosen, pairs.rejected)
+        )
     still = PairLogps(**{**dict(lp.items()), "chosen": lp.ref_chosen, "rejected": lp.ref_rejected})
     drift = torch.maximum((lp.chosen - lp.ref_chosen).abs(), (lp.rejected - lp.ref_rejected).abs()).max()
     require_equal("log policy/ref of an answer", float(drift), 0.0, tolerance(models, lp.chosen_len))
@@ -172,9 +190,12 @@ def after_eos_rule(scores: Tensor, finished: Tensor, rule: str, penalty: float |
 
 
 def check_rollout_start(models: Models, batch: Rollouts) -> None:
-    """At step 0 the policy is the reference and still the policy that sampled: no KL, every ratio 1."""
+    """At step 0 the policy is the reference (or at least the policy before training) and still the policy that
+    sampled: no KL, every ratio 1."""
     slack = tolerance(models, batch.sequences.lengths)
-    drift = (batch.logps - batch.ref_logps).sum(1).abs().max()
+    at_start = models.starts_at_reference
+    ref_logps = batch.ref_logps if at_start else models.ref_logps(batch.sequences, models.initial)
+    drift = (batch.logps - ref_logps).sum(1).abs().max()
     require_equal("the KL of every sample", float(drift), 0.0, slack)
     with torch.no_grad():
         ratio = (models.policy_logps(batch.sequences)[0] - batch.logps).exp()

@@ -1,6 +1,6 @@
 """Any pair loss on the policy's own answers, in rounds: sample k, score, label pairs, train.
 
-With `reference: initial` every round aims at the optimum of the same beta; with `previous` each round starts
+With `reference=initial` every round aims at the optimum of the same beta; with `previous` each round starts
 from where the last one ended, and T rounds aim at beta / T (population limit). Xiong et al. 2023 (2312.11456);
 Guo et al. 2024 (2402.04792)."""
 
@@ -27,7 +27,6 @@ from rlpref.algorithms.common import (
 from rlpref.binding import ConfigError
 from rlpref.data.preferences import PreferenceData
 from rlpref.models.bundle import Models
-from rlpref.models.reference import snapshot
 from rlpref.ops.blocks import Unstackable, uniform
 from rlpref.types import PairLogps, Pairs, Samples, cat_blocks
 
@@ -45,7 +44,6 @@ class Iterative:
     prompts_per_round: int
     k: int
     pairing: Callable[[Tensor, list[torch.Generator]], tuple[Tensor, Tensor, Tensor]]
-    reference: str
     data: str
     trains: dict[str, float] = field(init=False, default_factory=lambda: {"policy": 1.0})
 
@@ -55,8 +53,6 @@ class Iterative:
         return self.prompts_per_round * per_prompt * rounds
 
     def collect(self, models: Models, data: PreferenceData, round: Round) -> Pairs:
-        if self.reference == "previous" and round.index > 0:
-            models.ref = snapshot(models.policy)
         prompts = choose_prompts(data.prompts, self.prompts_per_round, round.generators)
         samples = sample_answers(models, prompts, self.k, round)
         scores = score(models, samples.sequences, round).view(len(prompts), self.k)
@@ -68,7 +64,7 @@ class Iterative:
         if self.data == "fresh" or round.previous is None:
             return pairs
         earlier = round.previous
-        both = [with_reference(models, earlier) if self.reference == "previous" else earlier, pairs]
+        both = [with_reference(models, earlier) if models.rule.moves else earlier, pairs]
         return cat_blocks(both, round.runs)
 
     def _pairs(self, samples: Samples, scores: Tensor, round: Round) -> Pairs:
@@ -125,12 +121,9 @@ def iterative(
     prompts_per_round: int,
     k: int,
     pairing: Literal["best_worst", "bradley_terry"],
-    reference: Literal["initial", "previous"],
     data: Literal["fresh", "aggregated"],
 ) -> Iterative:
     """`loss` is {"name": a pair loss, its hyperparameters}."""
     if k < 2:
         raise ConfigError(f"algorithm.k is {k}: a pair needs two answers to a prompt.")
-    return Iterative(
-        *pair_objective(loss), rounds, epochs, batch_size, prompts_per_round, k, PAIRINGS[pairing], reference, data
-    )
+    return Iterative(*pair_objective(loss), rounds, epochs, batch_size, prompts_per_round, k, PAIRINGS[pairing], data)

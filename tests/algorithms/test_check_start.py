@@ -24,7 +24,7 @@ ALGORITHMS = {
     "sft": ("sft", FIXED),
     "iterative_dpo": (
         "iterative",
-        ROUND | {"loss": DPO, "pairing": "bradley_terry", "reference": "initial", "data": "fresh"},
+        ROUND | {"loss": DPO, "pairing": "bradley_terry", "data": "fresh"},
     ),
     "ppo": ("ppo", ROUND | CLIPS | SCALES | EOS),
     "reinforce": ("reinforce", PER_ROUND | EOS | {"baseline": "leave_one_out", "baseline_rate": None}),

@@ -16,7 +16,6 @@ SETTINGS = {
     "prompts_per_round": 6,
     "k": 4,
     "pairing": "best_worst",
-    "reference": "initial",
     "data": "fresh",
 }
 
