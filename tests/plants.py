@@ -53,6 +53,14 @@ PLANTS = [
         "models/test_reference_rule.py",
     ),
     Plant(
+        "stale_reference",
+        "after the reference has moved, the loss goes on with the log-probs that were stored before",
+        "algorithms/common.py",
+        "if models.ref is None or models.rule.moves_within_rounds:",
+        "if models.ref is None:",
+        "test_reference_runs.py",
+    ),
+    Plant(
         "whitening_over_padding",
         "advantages are whitened with the mean over padding too",
         "ops/masked.py",

@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 import runs
+from rlpref import check
 from rlpref.binding import ConfigError
 from rlpref.models.bundle import Models
 from rlpref.models.hashing import state_hash
@@ -15,6 +16,9 @@ from rlpref.trainer import Trainer
 DPO = [*runs.TESTBED, *runs.METHODS["dpo"]]  # 9 steps
 SYNC = ["reference=sync", "reference.every=4"]
 EMA = ["reference=ema", "reference.every=1", "reference.rate=0.3"]
+CONVERGED = ["algorithm=dpo", "algorithm.epochs=300", "algorithm.batch_size=1000", "training.micro_batch_size=1000"]
+CONVERGED += ["data.pairs=1000", "testbed.vocab=3", "testbed.horizon=1", "optimizer.schedule=constant"]
+CONVERGED += ["training.log_every=300", "evaluation.times=1"]
 
 
 def logged(folder) -> list[tuple[int, int, str]]:
@@ -95,18 +99,25 @@ def test_right_after_a_sync_the_margins_are_those_of_no_change(tmp_path):
     assert [step for step, margin in margins.items() if abs(margin) < 1e-6] == [1, 5, 9]
 
 
-def test_dpo_drifts_further_from_its_start_under_a_reference_that_follows(tmp_path):
-    long = [*runs.TESTBED, "algorithm=dpo", "algorithm.batch_size=40", "algorithm.epochs=200", "optimizer.lr=0.02"]
-    kl = {}
-    for kind, settings in {"initial": [], "sync": ["reference.every=50"], "ema": ["reference.every=50"]}.items():
-        summary = runs.run(tmp_path / kind, *long, f"reference={kind}", *settings, "training.log_every=200")
-        kl[kind] = summary["exact/kl"]
-    assert kl["initial"] > 0.05
-    assert kl["sync"] > kl["ema"] > 1.2 * kl["initial"]
+@pytest.mark.parametrize(
+    ("settings", "moves"),
+    [(["reference=sync", "reference.every=100"], 1.0), (["reference=ema", "reference.every=100"], 0.6)],
+    ids=["sync", "ema"],
+)
+def test_dpo_with_a_reference_that_follows_ends_where_a_smaller_beta_does(settings, moves, tmp_path):
+    """Each of three phases adds the fitted reward over beta to the log-probs of its reference, and the reference takes
+    over the share `moves` of that before the next: the end is that of beta / (1 + 2 moves), further from the start."""
+    beta = 0.6
+    follows = runs.run(tmp_path / "follows", *runs.TESTBED, *CONVERGED, *settings, f"beta={beta}")
+    smaller = runs.run(tmp_path / "smaller", *runs.TESTBED, *CONVERGED, f"beta={beta / (1 + 2 * moves)}")
+    stays = runs.run(tmp_path / "stays", *runs.TESTBED, *CONVERGED, f"beta={beta}")
+    for key in ("exact/kl", "exact/reward"):
+        assert follows[key] == pytest.approx(smaller[key], rel=5e-3)
+    assert follows["exact/kl"] > 1.2 * stays["exact/kl"] > 0.5
 
 
 def test_a_reference_that_would_never_move_stops_the_run_before_its_first_step(tmp_path):
-    with pytest.raises(ConfigError, match="reference.every is 9, but the run has 9 steps"):
+    with pytest.raises(ConfigError, match="is 9, but the run has 9 steps"):
         runs.run(tmp_path, *DPO, "reference=sync", "reference.every=9")
     assert not (tmp_path / "metrics.jsonl").exists()
     assert runs.status(tmp_path)["status"] == "failed"
@@ -117,6 +128,24 @@ def test_methods_with_fresh_answers_take_a_reference_that_moves(method, tmp_path
     runs.run(tmp_path, *runs.TESTBED, *runs.METHODS[method], *EMA)
     assert len(set(logged(tmp_path))) == len(logged(tmp_path)) > 1
     assert runs.status(tmp_path)["status"] == "done"
+
+
+def test_without_a_reference_no_pass_is_made_for_it(tmp_path, monkeypatch):
+    """A loss that reads none sees zeros in its place. (Told so here: of the losses that there are, each reads one.)"""
+    asked = []
+    ref_logps = Models.ref_logps
+
+    def passes(self, sequences, reference=None):
+        asked.append(reference)
+        return ref_logps(self, sequences, reference)
+
+    monkeypatch.setattr(check, "reads_reference", lambda algorithm: False)
+    monkeypatch.setattr(Models, "ref_logps", passes)
+    runs.run(tmp_path, *DPO, "reference=none")
+    assert None not in asked  # the evaluator asks for that before training
+    assert logged(tmp_path) == [(0, 0, None)]
+    (first, *_) = [row for row in runs.metrics(tmp_path) if "rewards/chosen" in row]
+    assert first["rewards/chosen"] == pytest.approx(0.5 * first["logps/chosen"])
 
 
 def test_ipo_reports_no_regret_to_an_optimum_of_another_reference(tmp_path):

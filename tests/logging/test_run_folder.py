@@ -49,7 +49,7 @@ def test_cut_back_drops_what_came_after(folder):
         folder.log({"step": step})
     folder.log_samples([{"answer": "a\u2028 and the rest"}])
     kept = folder.rows()
-    assert kept == {"metrics.jsonl": 5, "samples.jsonl": 1}
+    assert kept == {"metrics.jsonl": 5, "samples.jsonl": 1, "reference.jsonl": 0}
     before = [(folder.path / name).read_bytes() for name in kept]
     folder.log({"step": 5})
     folder.log_samples([{"answer": "b\u2028c"}, {"answer": "d"}])

@@ -38,7 +38,7 @@ def weights(model) -> list[torch.Tensor]:
 
 
 def path(policy, rule):
-    """(reference, weights of the policy at 0, 1, ... steps, those of the reference then, the steps at which it moved)"""
+    """Weights of the policy after 0, 1, ... steps, those of the reference then, and the steps at which it moved."""
     reference = rule.start(policy, freeze(policy))
     policies, references, moved = [weights(policy)], [weights(reference.model)], []
     for index in range(1, STEPS + 1):
@@ -47,13 +47,13 @@ def path(policy, rule):
             moved.append(index)
         policies.append(weights(policy))
         references.append(weights(reference.model))
-    return reference, policies, references, moved
+    return policies, references, moved
 
 
 @pytest.mark.parametrize("build", [table, adapted])
 @pytest.mark.parametrize("every", [1, 3])
 def test_sync_is_the_policy_of_the_last_multiple_of_every(build, every):
-    _, policies, references, moved = path(build(), reference_rule("sync", every=every))
+    policies, references, moved = path(build(), reference_rule("sync", every=every))
     assert moved == list(range(every, STEPS + 1, every))
     for at, found in enumerate(references):
         assert all(map(torch.equal, found, policies[at - at % every]))
@@ -63,7 +63,7 @@ def test_sync_is_the_policy_of_the_last_multiple_of_every(build, every):
 @pytest.mark.parametrize(("rate", "every"), [(0.3, 1), (0.6, 2), (1.0, 2)])
 def test_ema_is_the_geometric_mean_of_weights_over_past_policies(build, rate, every):
     """rate * sum_j (1 - rate)^j policy_(n - j) + (1 - rate)^n policy_0 after n moves."""
-    _, policies, references, _ = path(build(), reference_rule("ema", rate=rate, every=every))
+    policies, references, _ = path(build(), reference_rule("ema", rate=rate, every=every))
     for at, found in enumerate(references):
         seen = policies[: at + 1 : every]
         n = len(seen) - 1
