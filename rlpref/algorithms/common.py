@@ -12,6 +12,7 @@ from rlpref.binding import ConfigError
 from rlpref.data.preferences import PreferenceData
 from rlpref.losses import make_loss
 from rlpref.models.bundle import Models
+from rlpref.models.reference import Reference
 from rlpref.ops.blocks import chosen_rows, spread
 from rlpref.rollout.sampler import ends_with_eos, sample
 from rlpref.types import PairLogps, Pairs, Prompts, Rollouts, Samples, Sequences, cat
@@ -26,42 +27,42 @@ def pair_objective(settings: dict):
 
 
 def with_reference(models: Models, pairs: Pairs) -> Pairs:
-    """The pairs with the reference's log-probs filled in, so that epochs do not compute them again; without them where
-    they would not last the round or where there is no reference."""
+    """The pairs with the reference's log-probs stored, so that epochs do not compute them again; without them where
+    they would go stale before the round ends, and where there is no reference."""
     if models.ref is None or models.rule.moves_within_rounds:
         return pairs
+    return at_reference(models, pairs)
+
+
+def at_reference(models: Models, pairs: Pairs, reference: Reference | None = None) -> Pairs:
+    """The pairs with the log-probs of the given reference, or of the models' as it is now."""
     return replace(
         pairs,
-        ref_chosen=models.ref_logps(pairs.chosen).sum(1),
-        ref_rejected=models.ref_logps(pairs.rejected).sum(1),
+        ref_chosen=models.ref_logps(pairs.chosen, reference).sum(1),
+        ref_rejected=models.ref_logps(pairs.rejected, reference).sum(1),
     )
 
 
 def pair_logps(models: Models, pairs: Pairs) -> PairLogps:
-    """Policy log-probs beside those of the reference: one pass over chosen and rejected together."""
+    """Policy log-probs, from one pass over chosen and rejected together, beside those of the reference: the stored ones
+    or else those of now, and zeros where there is no reference."""
     both = cat([pairs.chosen, pairs.rejected]).trimmed()
     chosen, rejected = models.policy_logps(both)[0].sum(1).chunk(2)
-    ref_chosen, ref_rejected = reference_sums(models, pairs, both)
+    if pairs.ref_chosen is None and models.ref is None:
+        pairs = replace(pairs, ref_chosen=torch.zeros_like(chosen), ref_rejected=torch.zeros_like(rejected))
+    elif pairs.ref_chosen is None:
+        pairs = at_reference(models, pairs)
     return PairLogps(
         chosen=chosen,
         rejected=rejected,
-        ref_chosen=ref_chosen.to(chosen),
-        ref_rejected=ref_rejected.to(chosen),
+        ref_chosen=pairs.ref_chosen.to(chosen),
+        ref_rejected=pairs.ref_rejected.to(chosen),
         chosen_len=pairs.chosen.lengths,
         rejected_len=pairs.rejected.lengths,
         chosen_score=pairs.chosen_score,
         rejected_score=pairs.rejected_score,
         weight=pairs.weight,
     )
-
-
-def reference_sums(models: Models, pairs: Pairs, both: Sequences) -> tuple[Tensor, Tensor]:
-    """[B], [B] log-probs of the reference: the stored ones, or else those of the reference as it is now; zeros where
-    there is none. `both` is chosen above rejected."""
-    if pairs.ref_chosen is not None:
-        return pairs.ref_chosen, pairs.ref_rejected
-    sums = torch.zeros(len(both), device=both.ids.device) if models.ref is None else models.ref_logps(both).sum(1)
-    return sums.chunk(2)
 
 
 def pair_loss(objective, scale: float | Tensor, lp: PairLogps) -> Loss:
@@ -85,11 +86,7 @@ def check_pair_start(models: Models, objective, pairs: Pairs) -> None:
     """At step 0 the policy is the reference: both log-ratios vanish and the loss is what it is at no change. Where it
     need not be the loss's reference, it still is the policy that was there before training."""
     with torch.no_grad():
-        lp = pair_logps(models, pairs)
-    if not models.starts_at_reference:
-        lp.ref_chosen, lp.ref_rejected = (
-            models.ref_logps(side, models.initial).sum(1).to(lp.chosen) for side in (pairs.chosen, pairs.rejected)
-        )
+        lp = pair_logps(models, pairs if models.starts_at_reference else at_reference(models, pairs, models.initial))
     still = PairLogps(**{**dict(lp.items()), "chosen": lp.ref_chosen, "rejected": lp.ref_rejected})
     drift = torch.maximum((lp.chosen - lp.ref_chosen).abs(), (lp.rejected - lp.ref_rejected).abs()).max()
     require_equal("log policy/ref of an answer", float(drift), 0.0, tolerance(models, lp.chosen_len))
