@@ -11,11 +11,12 @@ from rlpref.algorithms.algorithm import Loss, Round, StartError
 from rlpref.binding import ConfigError
 from rlpref.data.preferences import PreferenceData
 from rlpref.losses import make_loss
+from rlpref.losses.inputs import PairLogps
 from rlpref.models.bundle import Models
 from rlpref.models.reference import Reference
 from rlpref.ops.blocks import chosen_rows, spread
 from rlpref.rollout.sampler import ends_with_eos, sample
-from rlpref.types import PairLogps, Pairs, Prompts, Rollouts, Samples, Sequences, cat
+from rlpref.types import Pairs, Prompts, Rollouts, Samples, Sequences, cat
 
 
 def pair_objective(settings: dict):

@@ -26,9 +26,10 @@ from rlpref.algorithms.common import (
 )
 from rlpref.binding import ConfigError
 from rlpref.data.preferences import PreferenceData
+from rlpref.losses.inputs import PairLogps
 from rlpref.models.bundle import Models
 from rlpref.ops.blocks import Unstackable, uniform
-from rlpref.types import PairLogps, Pairs, Samples, cat_blocks
+from rlpref.types import Pairs, Samples, cat_blocks
 
 
 @dataclass

@@ -11,8 +11,9 @@ from torch import Tensor
 from rlpref.algorithms.algorithm import Loss, Round
 from rlpref.algorithms.common import check_pair_start, pair_logps, pair_loss, pair_objective, with_reference
 from rlpref.data.preferences import PreferenceData
+from rlpref.losses.inputs import PairLogps
 from rlpref.models.bundle import Models
-from rlpref.types import PairLogps, Pairs
+from rlpref.types import Pairs
 
 
 @dataclass

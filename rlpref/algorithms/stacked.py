@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from rlpref.algorithms.algorithm import Algorithm
+from rlpref.losses.inputs import PairLogps
 from rlpref.ops.blocks import Unstackable, spread
-from rlpref.types import PairLogps
 
 PER_RUN = ("beta", "scale")  # fields that an algorithm reads through `spread`
 

@@ -4,8 +4,8 @@ import torch
 from rlpref.algorithms import make_algorithm
 from rlpref.algorithms.stacked import stack_algorithms
 from rlpref.losses import make_loss
+from rlpref.losses.inputs import PairLogps
 from rlpref.ops.blocks import Unstackable, blocks
-from rlpref.types import PairLogps
 
 DEVICE = torch.device("cpu")
 
