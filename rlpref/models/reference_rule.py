@@ -1,6 +1,7 @@
 """Which reference losses and penalties compare the policy with, and when it moves.
 
-The evaluator knows nothing of it: it always measures KL from the policy as it was before training.
+The evaluator knows nothing of it: it always measures KL from the policy as it was before training. Methods that score
+fresh answers read the reference when they collect: the KL in their rewards is that of the round.
 """
 
 from __future__ import annotations
