@@ -9,8 +9,10 @@ from typing import Any, Literal
 
 from rlpref import checkpoint
 from rlpref.algorithms import Algorithm, make_algorithm
+from rlpref.algorithms.reference import check_rule
 from rlpref.binding import ConfigError, bind, choose, did_you_mean, hyperparameters
 from rlpref.data.sources import SOURCES
+from rlpref.losses import LOSSES
 from rlpref.models.gguf import smollm2_135m
 from rlpref.models.llama2c import stories260k
 from rlpref.models.lm import check_precision, hf, wants_adapter
@@ -68,6 +70,7 @@ def check(config: dict, overridden: tuple[str, ...] = ()) -> Checked:
     algorithm = dict(config["algorithm"])
     made = make_algorithm(algorithm.pop("kind"), algorithm, algorithm.pop("name"))
     _refuse_second_beta(config)
+    _check_coupled(made, config["training"])
     model = {key: value for key, value in config["model"].items() if key not in ("kind", "lr", "threads", "chunk")}
     kind = config["model"]["kind"]
     builder = bind(choose(MODELS, kind, "model.kind"), model, f"model '{kind}'", int(kind in TESTBED_MODELS))
@@ -197,14 +200,32 @@ def _refuse_second_beta(config: dict) -> None:
             raise ConfigError(f"{key} is {value}, but beta is {config['beta']}: set beta={value} alone.")
 
 
+def _check_coupled(algorithm: Algorithm, training: dict) -> None:
+    """A loss that takes its minibatch as a whole may not be cut."""
+    objective = getattr(algorithm, "objective", None)
+    if objective is None or not objective.entry.coupled:
+        return
+    name, rows, cut = objective.entry.name, algorithm.batch_size, training["micro_batch_size"]
+    if isinstance(cut, int) and cut < rows:
+        raise ConfigError(
+            f"loss '{name}' takes a minibatch as a whole: training.micro_batch_size is {cut}, "
+            f"but must be at least algorithm.batch_size, {rows}."
+        )
+    if rows < 2:
+        raise ConfigError(f"loss '{name}' compares the examples of a minibatch: algorithm.batch_size must be above 1.")
+
+
 def reads_beta(algorithm: dict) -> bool:
     """Whether the algorithm optimises an objective with a beta (IPO's tau takes its place)."""
     return bool(_betas(algorithm))
 
 
 def _betas(algorithm: dict) -> dict[str, float]:
+    """Keys that stand for the objective's beta, and their values; a loss without a reference has a beta of its own."""
     found = {"algorithm.beta": algorithm.get("beta")}
-    found |= {f"algorithm.loss.{name}": (algorithm.get("loss") or {}).get(name) for name in ("beta", "tau")}
+    if loss := algorithm.get("loss"):
+        name = choose(LOSSES, loss.get("name"), "loss").regularisation
+        found[f"algorithm.loss.{name}"] = loss.get(name)
     return {key: value for key, value in found.items() if value is not None}
 
 
@@ -245,36 +266,14 @@ def _check_reward(config: dict, algorithm: Algorithm) -> None:
 
 def _check_reference(config: dict, algorithm: Algorithm) -> ReferenceRule:
     """The rule of the reference, where the algorithm and the model can follow it."""
-    rule = reference_rule(**config["reference"])
-    settings, name = config["algorithm"], f"algorithm '{config['algorithm']['name']}'"
-    free = {"initial", "none"} if "loss" in settings else {"initial"}
-    if not reads_reference(settings) and rule.kind not in free:
+    rule, settings, model = reference_rule(**config["reference"]), config["algorithm"], config["model"]
+    check_rule(rule, algorithm, settings["kind"], settings["name"])
+    if rule.kind == "adapter_off" and not wants_adapter(model.get("lora")):
         raise ConfigError(
-            f"{name} does not use a reference: '{rule.kind}' would change nothing. Set reference=initial."
-        )
-    if reads_reference(settings) and rule.kind == "none":
-        loss = f" with loss '{settings['loss']['name']}'" if "loss" in settings else ""
-        raise ConfigError(f"{name}{loss} reads the reference, and reference 'none' has none. Set reference=initial.")
-    if rule.kind == "previous" and algorithm.rounds == 1:
-        raise ConfigError(
-            f"{name} has one round: reference 'previous' would never move. Set reference=initial or sync."
-        )
-    if rule.is_replaced and rule.every in (None, 1) and "beta" in settings:
-        raise ConfigError(
-            f"{name} measures the KL of fresh answers: reference '{rule.kind}' would be the policy that drew them and "
-            "the KL always 0. Set reference=initial, ema, or sync with a larger reference.every."
-        )
-    if rule.kind == "adapter_off" and not wants_adapter(config["model"].get("lora")):
-        raise ConfigError(
-            f"model '{config['model']['kind']}' has no adapter to switch off for reference 'adapter_off': "
+            f"model '{model['kind']}' has no adapter to switch off for reference 'adapter_off': "
             "set model.lora.r on a language model, or reference=initial."
         )
     return rule
-
-
-def reads_reference(algorithm: dict) -> bool:
-    """Whether the algorithm's loss or penalty compares the policy with a reference."""
-    return algorithm["kind"] not in ("sft", "reward_model")
 
 
 def trained_weights(run_folder: str | os.PathLike, name: str) -> Path:

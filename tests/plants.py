@@ -56,8 +56,8 @@ PLANTS = [
         "stale_reference",
         "after the reference has moved, the loss goes on with the log-probs that were stored before",
         "algorithms/common.py",
-        "if models.ref is None or models.rule.moves_within_rounds:",
-        "if models.ref is None:",
+        "if not objective.reads_reference or models.rule.moves_within_rounds:",
+        "if not objective.reads_reference:",
         "test_reference_runs.py",
     ),
     Plant(

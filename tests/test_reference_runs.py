@@ -7,7 +7,6 @@ import torch
 from safetensors.torch import load_file
 
 import runs
-from rlpref import check
 from rlpref.binding import ConfigError
 from rlpref.models.bundle import Models
 from rlpref.models.hashing import state_hash
@@ -130,8 +129,8 @@ def test_methods_with_fresh_answers_take_a_reference_that_moves(method, tmp_path
     assert runs.status(tmp_path)["status"] == "done"
 
 
-def test_without_a_reference_no_pass_is_made_for_it(tmp_path, monkeypatch):
-    """A loss that reads none sees zeros in its place. (Told so here: of the losses that there are, each reads one.)"""
+@pytest.mark.parametrize("kind", ["none", "initial"])
+def test_a_loss_that_reads_no_reference_makes_no_pass_for_it(kind, tmp_path, monkeypatch):
     asked = []
     ref_logps = Models.ref_logps
 
@@ -139,13 +138,10 @@ def test_without_a_reference_no_pass_is_made_for_it(tmp_path, monkeypatch):
         asked.append(reference)
         return ref_logps(self, sequences, reference)
 
-    monkeypatch.setattr(check, "reads_reference", lambda algorithm: False)
     monkeypatch.setattr(Models, "ref_logps", passes)
-    runs.run(tmp_path, *DPO, "reference=none")
+    runs.run(tmp_path, *runs.TESTBED, "algorithm=simpo", "algorithm.batch_size=16", f"reference={kind}")
     assert None not in asked  # the evaluator asks for that before training
-    assert logged(tmp_path) == [(0, 0, None)]
-    (first, *_) = [row for row in runs.metrics(tmp_path) if "rewards/chosen" in row]
-    assert first["rewards/chosen"] == pytest.approx(0.5 * first["logps/chosen"])
+    assert logged(tmp_path) == [(0, 0, None if kind == "none" else reference_hash(tmp_path))]
 
 
 def test_ipo_reports_no_regret_to_an_optimum_of_another_reference(tmp_path):

@@ -132,7 +132,7 @@ def test_with_the_adapter_off_only_the_policy_before_training_may_start(name, tr
         start(name, models)
 
 
-@pytest.mark.parametrize(("kind", "settings"), [("previous", {}), ("sync", {"every": 2}), ("none", {})])
+@pytest.mark.parametrize(("kind", "settings"), [("previous", {}), ("sync", {"every": 2})])
 @pytest.mark.parametrize("name", ["dpo", "ipo", "iterative_dpo"])
 def test_pairs_whose_reference_is_not_stored_are_checked_too(name, kind, settings):
     models, rule = gpt2_models(dropout=0.1), reference_rule(kind, **settings)
