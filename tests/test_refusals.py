@@ -37,7 +37,7 @@ REFUSED = [  # overrides, what the message says
     (["algorithm=iterative_dpo", "reference=none"], "'iterative_dpo' with loss 'dpo' reads the reference"),
     (["algorithm=simpo", "reference=ema"], "loss 'simpo' does not use a reference: 'ema' would change nothing"),
     (["algorithm=sft", "reference=sync"], "algorithm 'sft' does not use a reference: 'sync' would change nothing"),
-    (["algorithm=reward_model", "reference=none"], "algorithm 'reward_model' does not use a reference"),
+    (["algorithm=reward_model", "reference=none"], "algorithm 'reward_model'.*does not use a reference"),
     (["reference=previous"], "algorithm 'dpo' with loss 'dpo' has one round: reference 'previous' would never move"),
     (["algorithm=ppo", "reference=previous"], "reference 'previous' would be the policy that drew them"),
     (["algorithm=reinforce", "reference=sync", "reference.every=1"], "the KL always 0"),

@@ -12,7 +12,7 @@ def check_rule(rule: ReferenceRule, algorithm: Algorithm, kind: str, name: str) 
     compares the policy with."""
     objective, penalised = getattr(algorithm, "objective", None), getattr(algorithm, "beta", None) is not None
     who = f"algorithm '{name}'" + (f" with loss '{objective.entry.name}'" if objective else "")
-    same = {"initial", "none"} if objective else {"initial"}
+    same = {"initial", "none"} if objective and "policy" in algorithm.trains else {"initial"}
     if not reads_reference(algorithm, kind) and rule.kind not in same:
         raise ConfigError(f"{who} does not use a reference: '{rule.kind}' would change nothing. Set reference=initial.")
     if reads_reference(algorithm, kind) and rule.kind == "none":
