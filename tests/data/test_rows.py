@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 
 from rlpref.binding import ConfigError
-from rlpref.data.rows import Row, read_jsonl, rows_hash
+from rlpref.data.reader import read_jsonl
+from rlpref.data.rows import Row, rows_hash
 
 GOOD = '{"prompt": "p", "chosen": "yes", "rejected": "no"}'
 

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from rlpref.binding import ConfigError
+from rlpref.data.encode import encode_pairs
 from rlpref.data.rows import Row
-from rlpref.data.tokenise import encode_completion, encode_pairs, encode_prompt, encode_prompts
+from rlpref.data.tokenise import encode_completion, encode_prompt, encode_prompts
 from rlpref.models.gguf import smollm2_135m
 
 BOS, EOS = 1, 2
