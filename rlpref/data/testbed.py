@@ -144,8 +144,9 @@ def kwise_rows(
 def unpaired_rows(
     task: Testbed, mu: Tensor, ref: Tensor, temperature: float, n: int, generator: torch.Generator
 ) -> list[UnpairedRow]:
-    """n single answers with gold rewards r as scores. An answer is desirable with probability sigma((r - b) / t), where
-    b is the mean reward of the reference `ref` (conditionals) on the prompt: Bradley-Terry against an answer worth b."""
+    """n single answers with gold rewards r as scores. An answer is desirable with probability sigma((r - b) / t), b
+    being the mean reward of the reference `ref` (conditionals) on the prompt: Bradley-Terry against an answer of that
+    reward."""
     prompt, answers = draw_answers(task, mu, n, 1, generator)
     rewards = task.rewards.flatten(1)[prompt, answers[:, 0]]
     desirable = ((rewards - expectation(task, ref, task.rewards)[prompt]) / temperature).sigmoid()

@@ -6,7 +6,7 @@ import pytest
 
 from rlpref.binding import ConfigError
 from rlpref.data.reader import read_jsonl
-from rlpref.data.rows import Row, rows_hash
+from rlpref.data.rows import KwiseRow, Row, UnpairedRow, rows_hash
 
 GOOD = '{"prompt": "p", "chosen": "yes", "rejected": "no"}'
 
@@ -59,6 +59,11 @@ BAD = {
     "are the same text": with_values(chosen="no"),
     "'chosen_finished' is a string": with_values(chosen_finished="no"),
     "'group' is a number": with_values(group=3),
+    "'weight' is -1; give a number that is 0 or more": with_values(weight=-1),
+    "'weight' is not a finite number": GOOD[:-1] + ', "weight": Infinity}',
+    "'soft_label' is 1.5; give a number that is between 0 and 1": with_values(soft_label=1.5),
+    "'chosen_prob' is -0.1": with_values(chosen_prob=-0.1),
+    "'soft_label' is a boolean": with_values(soft_label=True),
     "JSON that cannot be read": '{"prompt": ' + "9" * 5000 + "}",
     "JSON that cannot be read (max": "[" * 200_000,
 }
@@ -101,6 +106,8 @@ def test_rows_keep_every_field_and_every_character(tmp_path):
         "group": "g",
         "chosen_finished": False,
         "rejected_finished": True,
+        "weight": 0.5,
+        "soft_label": 0.75,
     }
     [row], skipped = read_jsonl(write(tmp_path / "d.jsonl", json.dumps(record)), "error")
     assert vars(row) == record
@@ -161,6 +168,8 @@ def test_rows_hash_changes_with_every_field_and_with_the_order():
         "group": "h",
         "chosen_finished": False,
         "rejected_finished": False,
+        "weight": 1.0,
+        "soft_label": 1.0,
     }
     hashes = [rows_hash([row]), *(rows_hash([replace(row, **{k: v})]) for k, v in changes.items())]
     assert set(changes) == set(vars(row))
@@ -168,3 +177,23 @@ def test_rows_hash_changes_with_every_field_and_with_the_order():
     assert rows_hash([row]) == rows_hash([replace(row)])
     other = replace(row, id="k")
     assert rows_hash([row, other]) != rows_hash([other, row])
+
+
+def test_rows_without_the_later_columns_have_the_hash_that_they_had_before():
+    row = Row("i", "p", "a", "b", 1.0, 0.0, "human", "g")
+    assert rows_hash([row])[:16] == "a1b93905e16827ce"
+
+
+def test_rows_of_every_kind_share_groups_and_hashes():
+    pair, single = Row("i", turns("user"), "a", "b"), UnpairedRow("i", turns("user"), "a", True)
+    several = KwiseRow("i", turns("user"), ["a", "b"], [0.0, 1.0])
+    assert pair.group == single.group == several.group
+    assert several.finished == [True, True]
+    assert len({rows_hash([row]) for row in (pair, single, several)}) == 3
+    changed = [replace(single, label=False), replace(several, scores=[0.0, 2.0]), replace(several, weight=2.0)]
+    assert len({rows_hash([row]) for row in (single, several, *changed)}) == 5
+
+
+def test_a_probability_may_be_named_chosen_prob(tmp_path):
+    [row], _ = read_jsonl(write(tmp_path / "d.jsonl", with_values(chosen_prob=0.25, weight=2)), "error")
+    assert (row.soft_label, row.weight) == (0.25, 2.0)
