@@ -7,7 +7,6 @@ no pair. To add one, write the function and name it in PAIRS_BY.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from itertools import combinations, pairwise
 from random import Random
 from typing import Any, Literal
@@ -53,31 +52,18 @@ PAIRS_BY: dict[str, Callable[..., IndexPairs]] = {
 }
 
 
-@dataclass
-class Formed:
-    """Pairs of K-wise rows, and what gave none."""
-
-    rows: list[Row]
-    rows_without_pair: int
-    pairs_same_text: int  # left out: two answers of different scores but the same text
-
-
-def form_pairs(rows: list[KwiseRow], pairs_by: str, pairs_margin: float | None, seed: int) -> Formed:
-    """The pairs of each row by the rule of that name. A pair has its row's weight and group, and both scores; the
-    random rule draws from (seed, id of the row). Raises ConfigError where no row gives a pair."""
+def form_pairs(rows: list[KwiseRow], pairs_by: str, pairs_margin: float | None, seed: int) -> tuple[list[Row], int]:
+    """The pairs of each row by the rule of that name, and the number of rows that give none. A pair has its row's
+    weight and group, and both scores; the random rule draws from (seed, id of the row). Answers of one text but with
+    different scores are a pair like others. Raises ConfigError where no row gives a pair."""
     rule = _rule(pairs_by, pairs_margin, seed)
-    made, empty, same = [], 0, 0
-    for row in rows:
-        chosen = rule(row)
-        pairs = [(i, j) for i, j in chosen if row.responses[i] != row.responses[j]]
-        same += len(chosen) - len(pairs)
-        empty += not pairs
-        made += [_pair(row, better, worse) for better, worse in pairs]
+    found = [(row, rule(row)) for row in rows]
+    made = [_pair(row, better, worse) for row, pairs in found for better, worse in pairs]
     if not made:
         raise ConfigError(
             f"data.pairs_by '{pairs_by}' forms no pair from {len(rows)} rows: take another rule or margin."
         )
-    return Formed(made, empty, same)
+    return made, sum(not pairs for _, pairs in found)
 
 
 def check_pairing(kind: str, pairs_by: str | None, pairs_margin: float | None) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rlpref.binding import bind, choose
@@ -88,9 +88,9 @@ def _paired(
         counts = {"rows": len(rows), "responses": sum(len(row.responses) for row in rows)}
         counts["unscored"] = sum(row.unscored for row in rows)
         if side in pairs:
-            counts |= {name: value for name, value in asdict(pairs[side]).items() if name != "rows"}
+            counts["rows_without_pair"] = pairs[side][1]
         card[f"kwise_{side}"] = counts
-    return replace(read, **{side: formed.rows for side, formed in pairs.items()}), card
+    return replace(read, **{side: formed for side, (formed, _) in pairs.items()}), card
 
 
 def _given(rows: list[AnyRow], name: str) -> int:

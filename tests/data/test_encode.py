@@ -1,10 +1,11 @@
 import time
 
 import pytest
+import torch
 
 from rlpref.binding import ConfigError
-from rlpref.data.encode import encode_pairs
-from rlpref.data.rows import Row
+from rlpref.data.encode import encode_answers, encode_lists, encode_pairs, encode_rows
+from rlpref.data.rows import KwiseRow, Row, UnpairedRow
 from rlpref.data.tokenise import encode_prompt, encode_prompts
 from rlpref.models.gguf import smollm2_135m
 
@@ -108,6 +109,61 @@ def test_forty_thousand_short_rows_take_seconds(words):
     assert time.process_time() - start < 10  # about 1 s on an idle machine
     assert counts["completions"] == 80_000
     assert len(pairs) == 40_000
+
+
+def test_weights_and_soft_labels_are_1_where_a_row_has_none(words):
+    rows = [Row("0", SHORT, "great", "bad", weight=0.5), Row("1", SHORT, "great", "bad", soft_label=0.75)]
+    pairs, _ = encode_pairs(rows, words, 8, 4)
+    assert pairs.weight.tolist() == [0.5, 1.0]
+    assert pairs.soft_label.tolist() == [1.0, 0.75]
+    plain, _ = encode_pairs([Row("0", SHORT, "great", "bad")], words, 8, 4)
+    assert (plain.weight, plain.soft_label) == (None, None)
+
+
+def test_answers_golden(words_with_bos):
+    rows = [
+        UnpairedRow("0", SHORT, "was great", True, score=1.0),
+        UnpairedRow("1", "a", "b c d a b", False, score=-1.0, weight=2.0),
+    ]
+    answers, counts = encode_answers(rows, words_with_bos, 8, 4)
+    assert answers.sequences.ids.tolist() == [[BOS, 3, 4, 5, 6, EOS], [BOS, 11, 12, 13, 14, 11]]
+    assert answers.label.tolist() == [True, False]
+    assert answers.label.dtype == torch.bool
+    assert (answers.score.tolist(), answers.weight.tolist()) == ([1.0, -1.0], [1.0, 2.0])
+    assert scored(answers.mismatched, 0) == scored(answers.sequences, 1)
+    assert scored(answers.mismatched, 1) == scored(answers.sequences, 0)
+    assert real(answers.mismatched, 1)[:2] == [BOS, 11]
+    assert counts == {
+        "prompts": 2,
+        "prompts_truncated": 0,
+        "completions": 2,
+        "completions_truncated": 1,
+        "completions_without_eos": 1,
+    }
+
+
+def test_lists_golden(words):
+    rows = [
+        KwiseRow("0", SHORT, ["great", "was bad", "dull"], [1.0, 0.5, -1.0], finished=[True, True, False]),
+        KwiseRow("1", "a", ["b", "c"], [0.0, 2.0], weight=0.5),
+    ]
+    lists, counts = encode_lists(rows, words, 8, 4)
+    assert lists.answers.ids.shape == (2, 3, 5)
+    assert lists.present.tolist() == [[True, True, True], [True, True, False]]
+    assert lists.scores.tolist() == [[1.0, 0.5, -1.0], [0.0, 2.0, 0.0]]
+    assert lists.weight.tolist() == [1.0, 0.5]
+    found = [real(lists.flat(), n) for n in range(5)]
+    assert found == [[3, 4, 6, EOS], [3, 4, 5, 7, EOS], [3, 4, 8], [11, 12, EOS], [11, 13, EOS]]
+    assert scored(lists.flat(), 1) == [5, 7, EOS]
+    assert not lists.answers.attention_mask[1, 2].any()
+    assert (counts["prompts"], counts["completions"], counts["completions_without_eos"]) == (2, 5, 1)
+
+
+def test_an_answer_without_tokens_is_named_by_row_and_place(words):
+    with pytest.raises(ConfigError, match=r"row 'r7' .responses.1.."):
+        encode_rows([KwiseRow("r7", SHORT, ["a", " "], [0.0, 1.0], finished=[True, False])], words, 8, 4)
+    with pytest.raises(ConfigError, match="row 'r8'"):
+        encode_rows([UnpairedRow("r8", SHORT, " ", True, finished=False)], words, 8, 4)
 
 
 @pytest.mark.slow

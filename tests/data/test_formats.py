@@ -189,7 +189,7 @@ def test_kwise_finished_and_score_keys():
     record = {"prompt": "q", "responses": [{"text": "a", "p": 0, "finished": False}, {"text": "a", "p": 1}]}
     row = record_format("kwise", "p")(record, "r")
     assert (row.scores, row.finished, row.responses) == ([0.0, 1.0], [False, True], ["a", "a"])
-    with pytest.raises(ConfigError, match="data.kind 'pairs' does not use 'score_key'"):
+    with pytest.raises(ConfigError, match=r"data.kind 'pairs' does not use 'score_key'"):
         record_format("pairs", "p")
 
 

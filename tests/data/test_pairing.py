@@ -1,4 +1,4 @@
-from itertools import combinations
+from itertools import combinations, pairwise
 from random import Random
 
 import pytest
@@ -55,7 +55,7 @@ def test_all_is_every_unordered_pair_of_unequal_scores_once(scores):
 def test_adjacent_pairs_step_down_the_ranking_to_the_next_score(scores):
     pairs, levels = adjacent(scores), sorted(set(scores), reverse=True)
     assert len(pairs) <= len(scores) - 1
-    assert [(scores[b], scores[w]) for b, w in pairs] == list(zip(levels, levels[1:]))
+    assert [(scores[b], scores[w]) for b, w in pairs] == list(pairwise(levels))
 
 
 @given(SCORES)
@@ -89,14 +89,14 @@ def test_the_random_pair_is_uniform_and_repeats_with_its_seed():
     rows = [kwise([0.0, 1.0, 2.0, 3.0]) for _ in range(50)]
     for i, row in enumerate(rows):
         row.id = str(i)
-    one, again, other = (form_pairs(rows, "random", None, seed).rows for seed in (0, 0, 1))
+    one, again, other = (form_pairs(rows, "random", None, seed)[0] for seed in (0, 0, 1))
     assert one == again != other
-    assert form_pairs(rows[7:], "random", None, 0).rows == one[7:], "a row's pair does not depend on the others"
+    assert form_pairs(rows[7:], "random", None, 0)[0] == one[7:], "a row's pair does not depend on the others"
 
 
 def test_a_pair_keeps_what_belongs_to_its_answers_and_its_row():
     row = kwise([0.0, 2.0, 1.0], weight=0.5, annotator="ai", group="g", finished=[True, False, True])
-    [pair] = form_pairs([row], "best_worst", None, 0).rows
+    [pair], _ = form_pairs([row], "best_worst", None, 0)
     assert vars(pair) == {
         "id": "r:1>0",
         "prompt": "p",
@@ -113,11 +113,11 @@ def test_a_pair_keeps_what_belongs_to_its_answers_and_its_row():
     }
 
 
-def test_answers_of_one_text_make_no_pair_and_are_counted():
-    rows = [kwise([0.0, 1.0], ["a", "a"]), kwise([0.0, 1.0, 2.0], ["a", "b", "a"])]
-    formed = form_pairs(rows, "all", None, 0)
-    assert [(pair.chosen, pair.rejected) for pair in formed.rows] == [("b", "a"), ("a", "b")]
-    assert (formed.rows_without_pair, formed.pairs_same_text) == (1, 2)
+def test_rows_without_a_pair_are_counted_and_no_pair_at_all_is_refused():
+    rows = [kwise([0.0, 1.0]), kwise([0.0, 1.0, 3.0], ["a", "b", "a"])]
+    pairs, without = form_pairs(rows, "margin", 1.5, 0)
+    assert [(pair.chosen, pair.rejected) for pair in pairs] == [("a", "a"), ("a", "b")]
+    assert without == 1
     with pytest.raises(ConfigError, match="'margin' forms no pair from 2 rows"):
         form_pairs(rows, "margin", 5.0, 0)
 
