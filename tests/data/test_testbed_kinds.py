@@ -37,10 +37,13 @@ def test_the_ranking_of_a_list_is_plackett_luce_in_the_gold_rewards(build, gold,
     rows = build(4_000, preference_options={"temperature": temperature}, **K).rows.train
     rewards = [[gold(row.prompt, text) / temperature for text in row.responses] for row in rows]
     rankings = [tuple(sorted(range(3), key=lambda i: -row.scores[i])) for row in rows]
-    for order in permutations(range(3)):
-        p = torch.tensor([plackett_luce(each, order) for each in rewards])
-        hits = sum(ranking == order for ranking in rankings)
-        assert abs(hits - p.sum()) < 4 * (p * (1 - p)).sum().sqrt()
+    orders = list(permutations(range(3)))
+    p = torch.tensor([[plackett_luce(each, order) for order in orders] for each in rewards])
+    seen = torch.tensor([[ranking == order for order in orders] for ranking in rankings])
+    for statistic in (p.log(), *torch.eye(6).expand(len(rows), 6, 6).unbind(1)):  # the likelihood tells the temperature
+        mean = (p * statistic).sum(1)
+        spread = (p * statistic**2).sum(1) - mean**2
+        assert abs((statistic[seen] - mean).sum()) < 4 * spread.sum().sqrt()
 
 
 def plackett_luce(rewards, order):
@@ -51,13 +54,14 @@ def plackett_luce(rewards, order):
 
 def test_a_random_pair_of_two_answers_is_a_bradley_terry_pair(build, gold):
     data = build(8_000, kind="kwise", k=2, pairs_by="random")
-    wins = expected = spread = 0.0
+    surprise = spread = 0.0
     apart = [row for row in data.rows.train if row.chosen != row.rejected]
     for row in apart:
         first, second = sorted((row.chosen, row.rejected))
         p = 1 / (1 + math.exp(gold(row.prompt, second) - gold(row.prompt, first)))
-        wins, expected, spread = wins + (row.chosen == first), expected + p, spread + p * (1 - p)
-    assert abs(wins - expected) < 4 * spread**0.5
+        margin = math.log(p / (1 - p))  # as a weight it tells labels that are too noisy or too clear
+        surprise, spread = surprise + margin * ((row.chosen == first) - p), spread + margin**2 * p * (1 - p)
+    assert abs(surprise) < 4 * spread**0.5
     assert len(data.train) == 8_000
 
 
