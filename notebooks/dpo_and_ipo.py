@@ -9,7 +9,7 @@ import matplotlib.pyplot as plt
 import torch
 
 from rlpref.losses import make_loss
-from rlpref.types import PairLogps
+from rlpref.losses.inputs import PairLogps
 
 margins = torch.linspace(-10, 20, 301, dtype=torch.float64, requires_grad=True)
 zeros = torch.zeros_like(margins)

@@ -185,21 +185,6 @@ class Lists(TensorBatch):
 
 
 @dataclass
-class PairLogps(TensorBatch):
-    """All that a pair loss sees. Log-probs are sums over the completion, in nats; all tensors are [B]."""
-
-    chosen: Tensor
-    rejected: Tensor
-    ref_chosen: Tensor
-    ref_rejected: Tensor
-    chosen_len: Tensor
-    rejected_len: Tensor
-    chosen_score: Tensor | None = None
-    rejected_score: Tensor | None = None
-    weight: Tensor | None = None
-
-
-@dataclass
 class Samples(TensorBatch):
     """What the sampler returns: answers and the log-probs under which they were drawn."""
 

@@ -45,7 +45,7 @@ def encode_pairs(rows: list[Row], tokenizer, max_prompt_length: int, max_complet
     """Pairs padded on the right, and the fields of TokenCounts as a dict with `pairs_identical`, the pairs whose
     answers have the same ids after truncation.
 
-    Scores become tensors [B] if all rows have them. Weights and soft labels do if any row has one; it is 1 for the
+    Scores and soft labels become tensors [B] if all rows have them. Weights do if any row has one; it is 1 for the
     others. Raises ConfigError, naming the row, for an answer of no tokens.
     """
     prompts, truncated = _prompts(rows, tokenizer, max_prompt_length)
@@ -62,7 +62,7 @@ def encode_pairs(rows: list[Row], tokenizer, max_prompt_length: int, max_complet
         chosen_score=_if_all([row.chosen_score for row in rows]),
         rejected_score=_if_all([row.rejected_score for row in rows]),
         weight=_if_any([row.weight for row in rows]),
-        soft_label=_if_any([row.soft_label for row in rows]),
+        soft_label=_if_all([row.soft_label for row in rows]),
     )
     identical = sum(one == other for one, other in zip(chosen, rejected))
     return pairs, _counts(truncated, len(rows), ids, cut, tokenizer) | {"pairs_identical": identical}

@@ -28,7 +28,7 @@ class Row:
 
     `*_finished` is False where the sampler's budget cut the answer: it gets no EOS in training. `group` keeps
     rows that must not be parted by the split together; None becomes the hash of the prompt's opening. `weight` is
-    how much the row counts (None: 1), `soft_label` the probability that `chosen` is the better answer (None: 1).
+    how much the row counts (None: 1), `soft_label` the probability that `chosen` is the better answer.
     """
 
     id: str

@@ -1,29 +1,159 @@
-"""Names to losses. A new loss is one function under `@pair_loss`; nothing else is edited."""
+"""Names to losses. A new loss is one function under `@register` in a file of this room; nothing else is edited: its
+configuration, its page in docs/losses.md and its tests are made from the registry."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, get_type_hints
 
+import torch
 from torch import Tensor
 
-from rlpref.binding import bind, choose
-from rlpref.types import PairLogps
+from rlpref.binding import ConfigError, bind, choose, hyperparameters
+from rlpref.losses.inputs import AnswerLogps, ListLogps, PairLogps, RewardLists, RewardPairs, RolloutLogps
+from rlpref.types import TensorBatch
 
-LOSSES: dict[str, Callable[..., Tensor]] = {}
+Bound = Callable[[TensorBatch], Tensor]  # a loss with its hyperparameters
+
+TAKES = {
+    PairLogps: "pairs",
+    AnswerLogps: "unpaired",
+    ListLogps: "kwise",
+    RolloutLogps: "rollouts",
+    RewardPairs: "reward pairs",
+    RewardLists: "reward lists",
+}
+RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {  # of hyperparameters, whatever the loss
+    "beta": ("above 0", lambda x: x > 0),
+    "tau": ("above 0", lambda x: x > 0),
+    "label_smoothing": ("from 0 to 0.5", lambda x: 0 <= x <= 0.5),
+}
 
 
-def pair_loss(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Registers `function(lp: PairLogps, **hyperparameters) -> [B]` under its own name."""
+@dataclass(frozen=True)
+class Entry:
+    """A registered loss and what it claims of itself; tests hold it to every claim."""
+
+    function: Callable[..., Tensor]
+    takes: type[TensorBatch]
+    at_ref: str | None = None  # value per example at policy == reference, in hyperparameters and functions of math
+    shift_invariant: bool = False  # a constant added to both log-ratios of a pair changes nothing
+    kl_optimal: bool = False  # its minimum over Bradley-Terry pairs is the KL-regularised optimum at its beta
+    coupled: bool = False  # the value of an example depends on the others of its minibatch
+    linked: bool = False  # it puts a link of its own (an f-divergence) in place of the log-ratio
+    nll: bool = False  # it has a likelihood term of its own
+    reduce: str = "example"  # of a loss [B, T]: token_mean | sequence_mean | sequence_sum
+
+    @property
+    def name(self) -> str:
+        return self.function.__name__
+
+    @property
+    def data(self) -> str:
+        """The kind of data that it takes."""
+        return TAKES[self.takes]
+
+    @property
+    def hyperparameters(self) -> dict[str, inspect.Parameter]:
+        return hyperparameters(self.function, 1)
+
+    @property
+    def formula(self) -> str:
+        """The first sentence of the docstring."""
+        return re.split(r"\.\s", " ".join(self.function.__doc__.split()) + " ", maxsplit=1)[0]
+
+    @property
+    def papers(self) -> list[str]:
+        """arXiv numbers that the docstring names."""
+        return re.findall(r"\b\d{4}\.\d{5}\b", self.function.__doc__)
+
+    @property
+    def regularisation(self) -> str | None:
+        """The hyperparameter that stands for the objective's beta, `beta` or `tau`: one without a default."""
+        required = [name for name, p in self.hyperparameters.items() if p.default is inspect.Parameter.empty]
+        return required[0] if required else None
+
+
+LOSSES: dict[str, Entry] = {}
+
+
+def register(function: Callable[..., Tensor] | None = None, **claims):
+    """Registers `function(batch, **hyperparameters) -> [B]` (policy-gradient losses: [B, T]) under its own name. The
+    annotation of its first parameter says what it takes. A hyperparameter without a default is the beta of the run;
+    all others default to the paper's value. `claims` are fields of Entry."""
+    if function is None:
+        return lambda function: register(function, **claims)
     if function.__name__ in LOSSES:
         raise ValueError(f"a loss named '{function.__name__}' is registered already")
-    LOSSES[function.__name__] = function
+    takes = next(iter(get_type_hints(function).values()))
+    LOSSES[function.__name__] = Entry(function, takes, **claims)
     return function
 
 
-def make_loss(name: str, **hyperparameters) -> Callable[[PairLogps], Tensor]:
-    """The pair loss of that name with its hyperparameters bound: PairLogps -> [B], one value per pair.
+def make_loss(name: str, **settings) -> Bound:
+    """The loss of that name with its hyperparameters bound.
 
-    Raises ConfigError for an unknown name and for a hyperparameter that is missing or that the loss does
-    not use.
+    Raises ConfigError for an unknown name, for a hyperparameter that is missing, that the loss does not use or that is
+    out of range, and where the loss has no finite value with them.
     """
-    return bind(choose(LOSSES, name, "loss"), hyperparameters, f"loss '{name}'", given_by_code=1)
+    entry = choose(LOSSES, name, "loss")
+    loss = bind(entry.function, settings, f"loss '{name}'", given_by_code=1)
+    for key, value in settings.items():
+        if key in RANGES and not RANGES[key][1](value):
+            raise ConfigError(f"loss '{name}': '{key}' must be {RANGES[key][0]}, not {value}.")
+    try:
+        sound = bool(loss(probe(entry.takes)).isfinite().all())
+    except ZeroDivisionError:
+        sound = False
+    if not sound:
+        raise ConfigError(f"loss '{name}' has no finite value with {describe(settings)}: change one of these.")
+    return loss
+
+
+def describe(settings: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key}={value}" for key, value in settings.items())
+
+
+def probe(takes: type[TensorBatch]) -> TensorBatch:
+    """A small batch with every column filled, fp64."""
+    generator = torch.Generator().manual_seed(0)
+    shape = (4,) if takes in (PairLogps, AnswerLogps, RewardPairs) else (4, 3)
+
+    def column(name: str) -> Tensor:
+        drawn = torch.rand(shape, generator=generator, dtype=torch.float64)
+        if name in ("label", "present", "mask"):
+            return torch.ones(shape, dtype=torch.bool) if name != "label" else drawn > 0.5
+        if "len" in name:
+            return 1 + (drawn * 5).long()
+        if name == "weight":
+            return drawn[:, 0] if len(shape) == 2 else drawn
+        if name == "chosen_score":
+            return 1 + drawn
+        return drawn if name in ("rejected_score", "soft_label", "margin") else -0.1 - drawn
+
+    return takes(**{field.name: column(field.name) for field in fields(takes)})
+
+
+def columns_read(loss: Bound, takes: type[TensorBatch] = PairLogps) -> frozenset[str]:
+    """The columns of its input that a loss touches with the hyperparameters it has: seen on a probe, not declared."""
+    watched = _Watched(probe(takes))
+    loss(watched)
+    return frozenset(watched.seen)
+
+
+class _Watched:
+    """A batch that remembers which of its columns were read."""
+
+    def __init__(self, batch: TensorBatch):
+        self.batch, self.seen = batch, set()
+
+    def __getattr__(self, name: str):
+        self.seen.add(name)
+        return getattr(self.batch, name)
+
+
+def reads_reference(loss: Bound, takes: type[TensorBatch] = PairLogps) -> bool:
+    return any(name.startswith("ref_") or name == "mismatched" for name in columns_read(loss, takes))

@@ -26,13 +26,14 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor, nn
 
+from rlpref.losses.inputs import PairLogps
 from rlpref.testbed.duels import chosen_policy
 from rlpref.testbed.exact import answer_logps, expectation, lengths, regret, sequence_kl
 from rlpref.testbed.optima import conditionals_of, optimum
 from rlpref.testbed.population import PairLoss, minimise, population_argmin
 from rlpref.testbed.preferences import Preference
 from rlpref.testbed.task import Testbed, answer_places, answer_tokens, conditionals, places
-from rlpref.types import PairLogps, Sequences
+from rlpref.types import Sequences
 
 SOURCES = ("reward model", "objective", "statistics", "function class", "optimisation")
 TABLE_STEPS = 2000  # L-BFGS iterations at most

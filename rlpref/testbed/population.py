@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from rlpref.losses.inputs import PairLogps
 from rlpref.testbed.duels import PAIRS_AT_ONCE, crossed
 from rlpref.testbed.exact import answer_logps, lengths
 from rlpref.testbed.preferences import Preference
 from rlpref.testbed.task import Testbed, answer_places
-from rlpref.types import PairLogps
 
 PairLoss = Callable[[PairLogps], Tensor]  # one value per pair
 CHECK_EVERY = 50  # iterations of `minimise`

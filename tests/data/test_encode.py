@@ -111,11 +111,12 @@ def test_forty_thousand_short_rows_take_seconds(words):
     assert len(pairs) == 40_000
 
 
-def test_weights_and_soft_labels_are_1_where_a_row_has_none(words):
+def test_weights_are_1_where_a_row_has_none_and_soft_labels_are_there_for_all_rows_or_none(words):
     rows = [Row("0", SHORT, "great", "bad", weight=0.5), Row("1", SHORT, "great", "bad", soft_label=0.75)]
     pairs, _ = encode_pairs(rows, words, 8, 4)
     assert pairs.weight.tolist() == [0.5, 1.0]
-    assert pairs.soft_label.tolist() == [1.0, 0.75]
+    assert pairs.soft_label is None
+    assert encode_pairs(rows[1:], words, 8, 4)[0].soft_label.tolist() == [0.75]
     plain, _ = encode_pairs([Row("0", SHORT, "great", "bad")], words, 8, 4)
     assert (plain.weight, plain.soft_label) == (None, None)
 

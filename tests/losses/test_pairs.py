@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from rlpref.losses import make_loss
-from rlpref.types import PairLogps
+from rlpref.losses.inputs import PairLogps
 
 LOSSES = {
     "dpo": {"beta": 0.3},

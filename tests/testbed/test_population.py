@@ -7,10 +7,10 @@ import torch
 from torch.nn.functional import logsigmoid
 
 from rlpref.losses import make_loss
+from rlpref.losses.inputs import PairLogps
 from rlpref.models.tabular import AnswerTree
 from rlpref.testbed import duels, exact, optima, population, preferences
 from rlpref.testbed.task import answer_places, make_testbed
-from rlpref.types import PairLogps
 
 BETA, FLIPS = 0.4, 0.2
 

@@ -1,0 +1,224 @@
+"""What can be laid over any pair loss: weights, soft labels, margins, length normalisation, links, a likelihood term.
+
+The order is fixed: token weights (LD-DPO) -> length normalisation -> link or margin -> the loss, at both labels where
+labels are soft -> WPO's weight -> the likelihood term. Per-example weights of the data come last, in the trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from torch import Tensor
+
+from rlpref.binding import ConfigError, bind
+from rlpref.losses.anchored import link
+from rlpref.losses.inputs import PairLogps
+from rlpref.losses.registry import LOSSES, TAKES, Bound, Entry, columns_read, make_loss
+from rlpref.types import TensorBatch
+
+LENGTHS = ("chosen_len", "rejected_len")
+
+
+@dataclass(frozen=True)
+class NLL:
+    """coef * negative log-likelihood of the chosen answer or of both; `token` is its mean over the answer's tokens,
+    `sequence` the sum."""
+
+    coef: float = 0.0
+    over: Literal["chosen", "both"] | None = None
+    reduce: Literal["token", "sequence"] | None = None
+
+    def __call__(self, lp: PairLogps) -> Tensor:
+        sides = [(lp.chosen, lp.chosen_len), (lp.rejected, lp.rejected_len)][: 1 + (self.over == "both")]
+        return -self.coef * sum(logps / length if self.reduce == "token" else logps for logps, length in sides)
+
+
+@dataclass(frozen=True)
+class Modifiers:
+    """Each is off at its default."""
+
+    length_normalize: bool = False  # every log-prob, the reference's too, per token of its answer
+    divergence: Literal["forward_kl", "js", "alpha"] | None = None  # f-DPO's link in place of the log-ratio
+    divergence_alpha: float | None = None
+    margin: float = 0.0  # nats taken off the margin
+    score_margin: float = 0.0  # nats taken off it per unit of score difference
+    soft_labels: bool = False  # p loss(w, l) + (1 - p) loss(l, w) with the data's soft label p
+    wpo: bool = False  # times the policy's confidence in both answers. Zhou et al. 2024 (2406.11827), eq. 2
+    ld_alpha: float = 1.0  # weight of tokens beyond the shorter answer's length. Liu et al. 2024 (2409.06411)
+    nll: NLL = NLL()
+
+    @property
+    def used(self) -> list[str]:
+        """Names of those that are on."""
+        switches = {
+            "length_normalize": self.length_normalize,
+            "divergence": self.divergence is not None,
+            "margin": self.margin != 0,
+            "score_margin": self.score_margin != 0,
+            "soft_labels": self.soft_labels,
+            "wpo": self.wpo,
+            "ld_alpha": self.ld_alpha != 1,
+            "nll": self.nll.coef != 0,
+        }
+        return [name for name, on in switches.items() if on]
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """Columns of PairLogps that they need."""
+        needed = {
+            "soft_label": self.soft_labels,
+            **dict.fromkeys(LENGTHS, self.length_normalize or self.nll.reduce == "token"),
+            **dict.fromkeys(("chosen_score", "rejected_score"), self.score_margin != 0),
+            **dict.fromkeys(("chosen_confidence", "rejected_confidence"), self.wpo),
+        }
+        return frozenset(name for name, needs in needed.items() if needs)
+
+
+def make_modifiers(settings: Mapping[str, Any]) -> Modifiers:
+    """Modifiers from configuration. Raises ConfigError for what is unknown, out of range, or set but not used."""
+    nll = bind(NLL, settings.get("nll") or {}, "algorithm.modifiers.nll")()
+    modifiers = bind(Modifiers, {**settings, "nll": nll}, "algorithm.modifiers")()
+    _together("nll.coef above 0", nll.coef > 0, over=nll.over, reduce=nll.reduce)
+    _together("divergence 'alpha'", modifiers.divergence == "alpha", divergence_alpha=modifiers.divergence_alpha)
+    if not 0 <= modifiers.ld_alpha <= 1:
+        raise ConfigError(f"algorithm.modifiers.ld_alpha must be from 0 to 1, not {modifiers.ld_alpha}.")
+    if nll.coef < 0:
+        raise ConfigError(f"algorithm.modifiers.nll.coef must not be below 0, but is {nll.coef}.")
+    if modifiers.divergence == "alpha" and not 0 < modifiers.divergence_alpha <= 1:
+        raise ConfigError(f"algorithm.modifiers.divergence_alpha must be above 0 and at most 1: {modifiers}.")
+    return modifiers
+
+
+def _together(wanted: str, on: bool, **options) -> None:
+    for name, value in options.items():
+        if on and value is None:
+            raise ConfigError(f"algorithm.modifiers: {wanted} needs a value for '{name}'.")
+        if not on and value is not None:
+            raise ConfigError(f"algorithm.modifiers: '{name}' is used by {wanted} alone; set it to null.")
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A loss with its hyperparameters, and modifiers where it takes pairs: what an algorithm minimises."""
+
+    entry: Entry
+    loss: Bound
+    reads: frozenset[str]  # the columns of its input that it needs
+    modifiers: Modifiers = Modifiers()
+
+    def __call__(self, batch: TensorBatch) -> Tensor:
+        """[B] one value per example."""
+        value = self._labelled(batch)
+        if self.modifiers.soft_labels:
+            value = batch.soft_label * value + (1 - batch.soft_label) * self._labelled(batch.swapped())
+        if self.modifiers.wpo:
+            value = value * (batch.chosen_confidence + batch.rejected_confidence).detach().exp()
+        if self.modifiers.nll.coef:
+            value = value + self.modifiers.nll(batch)
+        return value
+
+    def _labelled(self, batch: TensorBatch) -> Tensor:
+        """The loss of the examples as they are labelled."""
+        m = self.modifiers
+        if m.length_normalize:
+            batch = normalized(batch)
+        if m.margin or m.score_margin:
+            gap = batch.chosen_score - batch.rejected_score if m.score_margin else 0.0
+            batch = replace(batch, chosen=batch.chosen - m.margin - m.score_margin * gap)
+        if m.divergence:
+            batch = linked(batch, m.divergence, m.divergence_alpha)
+        return self.loss(batch)
+
+    @property
+    def reads_reference(self) -> bool:
+        return any(name.startswith("ref_") for name in self.reads)
+
+    @property
+    def scale(self) -> float:
+        """Of the implicit reward scale * log policy/ref: the loss's beta or tau, 1 where it has none."""
+        name = self.entry.regularisation or "beta"
+        default = self.entry.hyperparameters[name].default if name in self.entry.hyperparameters else 1.0
+        return self.loss.keywords.get(name, default)
+
+
+def normalized(lp: PairLogps) -> PairLogps:
+    """Log-probs per token of their answer."""
+    return replace(
+        lp,
+        chosen=lp.chosen / lp.chosen_len,
+        ref_chosen=lp.ref_chosen / lp.chosen_len,
+        rejected=lp.rejected / lp.rejected_len,
+        ref_rejected=lp.ref_rejected / lp.rejected_len,
+    )
+
+
+def linked(lp: PairLogps, divergence: str, alpha: float | None) -> PairLogps:
+    """Pairs whose log-ratios are the link's values: what stands in the log-ratio's place in f-DPO."""
+    chosen, rejected = (link(h, divergence, alpha) for h in (lp.chosen - lp.ref_chosen, lp.rejected - lp.ref_rejected))
+    return replace(lp, chosen=lp.ref_chosen + chosen, rejected=lp.ref_rejected + rejected)
+
+
+def refusal(entry: Entry, reads: frozenset[str], name: str) -> str | None:
+    """Why a modifier makes no sense over a loss that reads these columns; None where it does."""
+    scores, lengths, reference = (key in reads for key in ("chosen_score", "chosen_len", "ref_chosen"))
+    reasons = {
+        "length_normalize": {
+            "divides by lengths or counts them itself": lengths,
+            "adds KLs that are sums over tokens": "chosen_kl" in reads,
+        },
+        "divergence": {
+            "reads no reference": not reference,
+            "has a link of its own": entry.linked,
+            "adds KLs of the reverse-KL derivation": "chosen_kl" in reads,
+            "sorts log-probs, not log-ratios": entry.name == "aot",
+        },
+        "margin": {"is no function of the margin": not entry.shift_invariant},
+        "score_margin": {
+            "is no function of the margin": not entry.shift_invariant,
+            "reads the scores itself": scores,
+        },
+        "soft_labels": {
+            "takes its minibatch as a whole": entry.coupled,
+            "makes labels of the scores itself": scores,
+            "reads soft labels itself": "soft_label" in reads,
+        },
+        "wpo": {"takes its minibatch as a whole": entry.coupled},
+        "ld_alpha": {
+            "divides by lengths or counts them itself": lengths,
+            "adds KLs that are sums over all tokens": "chosen_kl" in reads,
+        },
+        "nll": {"has a likelihood term of its own": entry.nll},
+    }
+    return next((reason for reason, holds in reasons[name].items() if holds), None)
+
+
+APART = (  # pairs of modifiers that have no meaning together, and why
+    ("length_normalize", "ld_alpha", "an answer whose tail counts less has no length to divide by"),
+    ("length_normalize", "divergence", "the divergence is one of whole answers"),
+    ("divergence", "margin", "the margin is in nats of the log-ratio, which the link replaces"),
+    ("divergence", "score_margin", "the margin is in nats of the log-ratio, which the link replaces"),
+    ("ld_alpha", "nll", "the likelihood term would leave out the tail, too"),
+    ("ld_alpha", "divergence", "the divergence is one of whole answers"),
+)
+
+
+def make_objective(
+    settings: Mapping[str, Any], takes: type[TensorBatch], modifiers: Modifiers = Modifiers()
+) -> Objective:
+    """The loss {"name": ..., hyperparameters} under modifiers. Raises ConfigError for a loss that takes another kind of
+    data, for hyperparameters as `make_loss` does, and for a modifier that makes no sense with the loss or with another
+    modifier."""
+    name = settings["name"]
+    loss = make_loss(name, **{key: value for key, value in settings.items() if key != "name"})
+    entry = LOSSES[name]
+    if entry.takes is not takes:
+        raise ConfigError(f"loss '{name}' takes data of kind '{entry.data}', not '{TAKES[takes]}'.")
+    reads = columns_read(loss, takes)
+    for modifier in modifiers.used:
+        if reason := refusal(entry, reads, modifier):
+            raise ConfigError(f"modifier '{modifier}' makes no sense with loss '{name}', which {reason}.")
+    for one, other, reason in APART:
+        if one in modifiers.used and other in modifiers.used:
+            raise ConfigError(f"modifiers '{one}' and '{other}' make no sense together: {reason}.")
+    return Objective(entry, loss, reads | modifiers.reads, modifiers)
