@@ -98,7 +98,7 @@ def _make_data(config: dict, tokenizer, policy: nn.Module, task: Testbed | None,
         device=next(policy.parameters()).device,
         cache=cache_dir(),
     )
-    return make_data(source_settings(data), context, data["source"])
+    return make_data(source_settings(data), context, data["source"], data.get("pairs_by"), data.get("pairs_margin"))
 
 
 def _add_scalar_models(config: dict, checked: Checked, models: Models) -> None:

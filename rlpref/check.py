@@ -11,7 +11,10 @@ from rlpref import checkpoint
 from rlpref.algorithms import Algorithm, make_algorithm
 from rlpref.algorithms.reference import check_rule
 from rlpref.binding import ConfigError, bind, choose, did_you_mean, hyperparameters
+from rlpref.data.formats import record_format
+from rlpref.data.pairing import check_pairing
 from rlpref.data.sources import SOURCES
+from rlpref.data.testbed import check_kind
 from rlpref.losses import LOSSES
 from rlpref.models.gguf import smollm2_135m
 from rlpref.models.llama2c import stories260k
@@ -41,6 +44,7 @@ GOLD = {
     "None": lambda task, tokenizer: None,
 }
 DATA_KEYS = ("source", "seed", "gold", "max_prompt_length", "max_completion_length", "test_fraction")
+DATA_KEYS += ("pairs_by", "pairs_margin")
 
 
 @dataclass
@@ -81,6 +85,7 @@ def check(config: dict, overridden: tuple[str, ...] = ()) -> Checked:
     source = choose(SOURCES, data["source"], "data.source")
     bind(source, source_settings(data), f"data source '{data['source']}'", 1)
     choose(GOLD, str(data["gold"]), "data.gold")
+    _check_kind(data)
     _check_fit(kind, data)
     _check_testbed(config)
     _check_reward(config, made)
@@ -121,6 +126,8 @@ def _data(
     max_prompt_length: int,
     max_completion_length: int,
     test_fraction: float | None,
+    pairs_by: str | None = None,
+    pairs_margin: float | None = None,
 ): ...
 
 
@@ -147,8 +154,17 @@ def _check_testbed(config: dict) -> None:
     cost_family(testbed.get("cost"), testbed.get("cost_options"))
     data = config["data"]
     if data["source"] == "testbed":
+        check_kind(data.get("kind", "pairs"), data.get("k"), data["preference"], data["pairs_from"])
         preference_model(data["preference"], data["preference_options"])
         pair_distribution(data["pairs_from"], data["pairs_from_options"])
+
+
+def _check_kind(data: dict) -> None:
+    """What is set for a kind of data is used by that kind."""
+    kind = data.get("kind", "pairs")
+    check_pairing(kind, data.get("pairs_by"), data.get("pairs_margin"))
+    if data["source"] == "jsonl":
+        record_format(kind, data.get("score_key"))
 
 
 def _check_fit(kind: str, data: dict) -> None:

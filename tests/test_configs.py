@@ -56,6 +56,12 @@ CASES = {
         *[*runs.TESTBED, *M["iterative_dpo"]],
         *["reward=learned", "reward.path={reward_model}"],
     ],
+    "dpo on pairs of lists": [*runs.TESTBED, *M["dpo"], "data.kind=kwise", "data.k=4", "data.pairs_by=all"],
+    "ppo beside unpaired data": [*runs.TESTBED, *M["ppo"], "data.kind=unpaired"],
+    "hf kwise jsonl": [
+        *[*runs.TINY, *HF, "data=jsonl", "data.path={kwise}", "reward=none", "algorithm.batch_size=8"],
+        *["data.kind=kwise", "data.score_key=stars", "data.pairs_by=margin", "data.pairs_margin=1"],
+    ],
     "hf jsonl": [*runs.TINY, *HF, "data=jsonl", "data.path={jsonl}", "reward=none", "threads=null"],
     "hf hh": [*runs.TINY, *HF, "data=hh", "data.path={hh}", "algorithm=ipo", "algorithm.batch_size=8"],
     "hf hh reward model": [*runs.TINY, *HF, "data=hh", "data.path={hh}", "algorithm=reward_model"],
@@ -116,11 +122,13 @@ def places(tmp_path_factory):
     root = tmp_path_factory.mktemp("places")
     save_llama(root / "llama")
     write_jsonl(root / "pairs.jsonl")
+    write_lists(root / "lists.jsonl")
     write_hh(root / "dialogues.jsonl.gz")
     runs.run(root / "reward_model", *runs.TESTBED, *M["reward_model"])
     return {
         "hf": root / "llama",
         "jsonl": root / "pairs.jsonl",
+        "kwise": root / "lists.jsonl",
         "hh": root / "dialogues.jsonl.gz",
         "some_hh": some_of_hh(root / "hh.jsonl"),
         "reward_model": root / "reward_model",
@@ -160,6 +168,12 @@ def save_llama(folder):
 
 def write_jsonl(file):
     rows = [{"prompt": f"the film {i}", "chosen": "very good", "rejected": "was awful"} for i in range(40)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def write_lists(file):
+    answers = [{"text": text, "stars": stars} for text, stars in (("very good", 5), ("good", 4.5), ("was awful", 1))]
+    rows = [{"prompt": f"the film {i}", "responses": answers} for i in range(40)]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
