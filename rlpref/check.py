@@ -9,10 +9,10 @@ from typing import Any, Literal
 
 from rlpref import checkpoint
 from rlpref.algorithms import Algorithm, make_algorithm
-from rlpref.algorithms.reference import check_rule
+from rlpref.algorithms.fit import check_data, check_minibatch, check_rule
 from rlpref.binding import ConfigError, bind, choose, did_you_mean, hyperparameters
 from rlpref.data.formats import record_format
-from rlpref.data.pairing import check_pairing
+from rlpref.data.pairing import check_pairing, data_form
 from rlpref.data.sources import SOURCES
 from rlpref.data.testbed import check_kind
 from rlpref.losses import LOSSES
@@ -72,9 +72,9 @@ def check(config: dict, overridden: tuple[str, ...] = ()) -> Checked:
             raise ConfigError(f"the configuration lacks '{key}'.")
     _refuse_unread(config, overridden)
     algorithm = dict(config["algorithm"])
-    made = make_algorithm(algorithm.pop("kind"), algorithm, algorithm.pop("name"))
+    who = algorithm.pop("kind"), algorithm.pop("name")
+    made = make_algorithm(who[0], algorithm, who[1])
     _refuse_second_beta(config)
-    _check_coupled(made, config["training"])
     model = {key: value for key, value in config["model"].items() if key not in ("kind", "lr", "threads", "chunk")}
     kind = config["model"]["kind"]
     builder = bind(choose(MODELS, kind, "model.kind"), model, f"model '{kind}'", int(kind in TESTBED_MODELS))
@@ -86,6 +86,9 @@ def check(config: dict, overridden: tuple[str, ...] = ()) -> Checked:
     bind(source, source_settings(data), f"data source '{data['source']}'", 1)
     choose(GOLD, str(data["gold"]), "data.gold")
     _check_kind(data)
+    check_data(made, *who, data_form(data))
+    training = bind(TrainingSettings, config["training"], "training")()
+    check_minibatch(made, training.micro_batch_size)
     _check_fit(kind, data)
     _check_testbed(config)
     _check_reward(config, made)
@@ -96,7 +99,7 @@ def check(config: dict, overridden: tuple[str, ...] = ()) -> Checked:
         builder,
         _check_reference(config, made),
         (evaluation.pop("times"), evaluation),
-        bind(TrainingSettings, config["training"], "training")(),
+        training,
         bind(OptimizerSettings, config["optimizer"], "optimizer")(),
         dict(bind(_logger, config["logger"], "logger").keywords),
     )
@@ -214,21 +217,6 @@ def _refuse_second_beta(config: dict) -> None:
     for key, value in _betas(config["algorithm"]).items():
         if value != config["beta"]:
             raise ConfigError(f"{key} is {value}, but beta is {config['beta']}: set beta={value} alone.")
-
-
-def _check_coupled(algorithm: Algorithm, training: dict) -> None:
-    """A loss that takes its minibatch as a whole may not be cut."""
-    objective = getattr(algorithm, "objective", None)
-    if objective is None or not objective.entry.coupled:
-        return
-    name, rows, cut = objective.entry.name, algorithm.batch_size, training["micro_batch_size"]
-    if isinstance(cut, int) and cut < rows:
-        raise ConfigError(
-            f"loss '{name}' takes a minibatch as a whole: training.micro_batch_size is {cut}, "
-            f"but must be at least algorithm.batch_size, {rows}."
-        )
-    if rows < 2:
-        raise ConfigError(f"loss '{name}' compares the examples of a minibatch: algorithm.batch_size must be above 1.")
 
 
 def reads_beta(algorithm: dict) -> bool:

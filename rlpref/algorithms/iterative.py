@@ -15,14 +15,11 @@ from torch import Tensor
 
 from rlpref.algorithms.algorithm import Loss, Round
 from rlpref.algorithms.common import (
-    check_pair_start,
     choose_prompts,
-    pair_logps,
-    pair_loss,
     sample_answers,
     score,
-    with_reference,
 )
+from rlpref.algorithms.objective import check_objective_start, objective_loss, with_reference
 from rlpref.binding import ConfigError
 from rlpref.data.preferences import PreferenceData
 from rlpref.losses.inputs import PairLogps
@@ -62,6 +59,7 @@ class Iterative:
             "objective/scores_best": round.mean(scores.amax(1)),
         }
         pairs = with_reference(models, self.objective, self._pairs(samples, scores, round))
+        require_no_lone_row(self.objective, len(pairs) // round.runs, self.batch_size)
         if self.data == "fresh" or round.previous is None:
             return pairs
         earlier = round.previous
@@ -87,10 +85,10 @@ class Iterative:
         )
 
     def loss(self, models: Models, batch: Pairs) -> Loss:
-        return pair_loss(self.objective, self.scale, pair_logps(models, self.objective, batch))
+        return objective_loss(models, self.objective, self.scale, batch)
 
     def check_start(self, models: Models, batch: Pairs) -> None:
-        check_pair_start(models, self.objective, batch)
+        check_objective_start(models, self.objective, batch)
 
 
 def best_worst(scores: Tensor, generators: list[torch.Generator]) -> tuple[Tensor, Tensor, Tensor]:
@@ -128,7 +126,7 @@ def iterative(
     """`loss` is {"name": a pair loss, its hyperparameters}; `modifiers` are those of rlpref.losses.modifiers."""
     if k < 2:
         raise ConfigError(f"algorithm.k is {k}: a pair needs two answers to a prompt.")
-    objective = make_objective(loss, PairLogps, make_modifiers(modifiers or {}))
+    objective = make_objective(loss, (PairLogps,), make_modifiers(modifiers or {}))
     if "soft_label" in objective.reads:
         raise ConfigError(f"loss '{objective.entry.name}' reads soft labels, which scored answers do not have.")
     counts = rounds, epochs, batch_size, prompts_per_round, k

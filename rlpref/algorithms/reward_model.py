@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rlpref.algorithms.algorithm import Loss, Round
-from rlpref.algorithms.common import require_columns
+from rlpref.algorithms.objective import require_columns
 from rlpref.data.preferences import PreferenceData
 from rlpref.losses.inputs import RewardPairs
 from rlpref.losses.modifiers import Objective, make_objective
@@ -63,4 +63,4 @@ def reward_pairs(pairs: Pairs, chosen: Tensor, rejected: Tensor) -> RewardPairs:
 
 def reward_model(loss: dict, epochs: int, batch_size: int) -> RewardModel:
     """`loss` is {"name": a loss of reward pairs, its hyperparameters}."""
-    return RewardModel(make_objective(loss, RewardPairs), epochs, batch_size)
+    return RewardModel(make_objective(loss, (RewardPairs,)), epochs, batch_size)
