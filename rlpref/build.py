@@ -13,9 +13,10 @@ from torch import nn
 
 from rlpref import checkpoint
 from rlpref.binding import ConfigError, choose
-from rlpref.check import GOLD, Checked, source_settings, trained_weights
+from rlpref.check import GOLD, Checked, trained_weights
 from rlpref.data.context import DataContext
 from rlpref.data.preferences import PreferenceData, make_data
+from rlpref.data.settings import source_settings
 from rlpref.models.bundle import Models
 from rlpref.models.gguf import cache_dir
 from rlpref.models.heads import ScalarHead, critic_from, scalar_model

@@ -9,21 +9,17 @@ from typing import Any, Literal
 
 from rlpref import checkpoint
 from rlpref.algorithms import Algorithm, make_algorithm
-from rlpref.algorithms.fit import check_data, check_minibatch, check_rule
+from rlpref.algorithms.fit import check_form, check_minibatch, check_rule
 from rlpref.binding import ConfigError, bind, choose, did_you_mean, hyperparameters
-from rlpref.data.formats import record_format
-from rlpref.data.pairing import check_pairing, data_form
-from rlpref.data.sources import SOURCES
-from rlpref.data.testbed import check_kind
+from rlpref.data.pairing import data_form
+from rlpref.data.settings import check_data
 from rlpref.losses import LOSSES
 from rlpref.models.gguf import smollm2_135m
 from rlpref.models.llama2c import stories260k
 from rlpref.models.lm import check_precision, hf, wants_adapter
 from rlpref.models.reference_rule import ReferenceRule, reference_rule
 from rlpref.rewards.gold import VaderScorer
-from rlpref.testbed.coverage import pair_distribution
 from rlpref.testbed.models import TESTBED_MODELS
-from rlpref.testbed.preferences import preference_model
 from rlpref.testbed.rewards import cost_family, reward_family
 from rlpref.testbed.task import TestbedScorer, make_testbed
 from rlpref.trainer import TrainingSettings
@@ -43,8 +39,6 @@ GOLD = {
     "vader": lambda task, tokenizer: VaderScorer(tokenizer),
     "None": lambda task, tokenizer: None,
 }
-DATA_KEYS = ("source", "seed", "gold", "max_prompt_length", "max_completion_length", "test_fraction")
-DATA_KEYS += ("pairs_by", "pairs_margin")
 
 
 @dataclass
@@ -81,15 +75,12 @@ def check(config: dict, overridden: tuple[str, ...] = ()) -> Checked:
     if kind in LANGUAGE_MODELS:
         check_precision(model["dtype"], model["attn_implementation"], model["lora"])
     _check_values(config)
-    data = dict(config["data"])
-    source = choose(SOURCES, data["source"], "data.source")
-    bind(source, source_settings(data), f"data source '{data['source']}'", 1)
-    choose(GOLD, str(data["gold"]), "data.gold")
-    _check_kind(data)
-    check_data(made, *who, data_form(data))
+    check_data(config["data"])
+    choose(GOLD, str(config["data"]["gold"]), "data.gold")
+    check_form(made, *who, data_form(config["data"]))
     training = bind(TrainingSettings, config["training"], "training")()
     check_minibatch(made, training.micro_batch_size)
-    _check_fit(kind, data)
+    _check_fit(kind, config["data"])
     _check_testbed(config)
     _check_reward(config, made)
     _check_budget(config["budget"])
@@ -122,22 +113,9 @@ def _run(
 ): ...
 
 
-def _data(
-    source: str,
-    seed: int,
-    gold: str | None,
-    max_prompt_length: int,
-    max_completion_length: int,
-    test_fraction: float | None,
-    pairs_by: str | None = None,
-    pairs_margin: float | None = None,
-): ...
-
-
 def _check_values(config: dict) -> None:
     """Types of what no section's function takes, counts that must be positive, and the run to start from."""
     bind(_run, {key: config[key] for key in hyperparameters(_run)}, "the run")
-    bind(_data, {key: config["data"][key] for key in DATA_KEYS if key in config["data"]}, "data")
     bind(make_testbed, config["testbed"], "testbed")
     for section in ("algorithm", "training", "evaluation"):
         for key, value in config[section].items():
@@ -151,23 +129,10 @@ def _check_values(config: dict) -> None:
 
 
 def _check_testbed(config: dict) -> None:
-    """Options are bound to the reward, the preferences and the distribution of pairs that would use them."""
+    """Options are bound to the reward and the cost that would use them."""
     testbed = config["testbed"]
     reward_family(testbed["reward"], testbed.get("options"))
     cost_family(testbed.get("cost"), testbed.get("cost_options"))
-    data = config["data"]
-    if data["source"] == "testbed":
-        check_kind(data.get("kind", "pairs"), data.get("k"), data["preference"], data["pairs_from"])
-        preference_model(data["preference"], data["preference_options"])
-        pair_distribution(data["pairs_from"], data["pairs_from_options"])
-
-
-def _check_kind(data: dict) -> None:
-    """What is set for a kind of data is used by that kind."""
-    kind = data.get("kind", "pairs")
-    check_pairing(kind, data.get("pairs_by"), data.get("pairs_margin"))
-    if data["source"] == "jsonl":
-        record_format(kind, data.get("score_key"))
 
 
 def _check_fit(kind: str, data: dict) -> None:
@@ -231,11 +196,6 @@ def _betas(algorithm: dict) -> dict[str, float]:
         name = choose(LOSSES, loss.get("name"), "loss").regularisation
         found[f"algorithm.loss.{name}"] = loss.get(name)
     return {key: value for key, value in found.items() if value is not None}
-
-
-def source_settings(data: dict) -> dict:
-    """What of the data section goes to the source itself."""
-    return {key: value for key, value in data.items() if key not in DATA_KEYS}
 
 
 def _no_settings(): ...

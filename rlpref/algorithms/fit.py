@@ -37,7 +37,7 @@ FORMS = {"reward_model": ("pairs",), "sft": ("pairs",)}  # of data, by the kind 
 OFFLINE = {PairLogps: ("pairs",), AnswerLogps: ("unpaired", "pairs"), ListLogps: ("kwise",)}  # by what its loss takes
 
 
-def check_data(algorithm: Algorithm, kind: str, name: str, form: str) -> None:
+def check_form(algorithm: Algorithm, kind: str, name: str, form: str) -> None:
     """Raises ConfigError where training would see rows of the form `form` (rlpref.data.pairing.data_form) that the
     algorithm of that kind and name, or its loss, cannot learn from. A pair is two single answers."""
     takes = OFFLINE[algorithm.objective.entry.takes] if kind == "offline" else FORMS.get(kind)
@@ -45,9 +45,8 @@ def check_data(algorithm: Algorithm, kind: str, name: str, form: str) -> None:
         return
     who = f"loss '{algorithm.objective.entry.name}'" if kind == "offline" else f"algorithm '{name}'"
     mend = "choose data.pairs_by to form pairs" if form == "kwise" and "pairs" in takes else "choose another data.kind"
-    raise ConfigError(
-        f"{who} takes data of kind {' or '.join(map(repr, takes))}, not '{form}': {mend} or another loss."
-    )
+    kinds = " or ".join(map(repr, takes))
+    raise ConfigError(f"{who} takes data of kind {kinds}, not '{form}': {mend} or another loss.")
 
 
 def check_minibatch(algorithm: Algorithm, micro_batch_size: int) -> None:

@@ -14,12 +14,8 @@ import torch
 from torch import Tensor
 
 from rlpref.algorithms.algorithm import Loss, Round
-from rlpref.algorithms.common import (
-    choose_prompts,
-    sample_answers,
-    score,
-)
-from rlpref.algorithms.objective import check_objective_start, objective_loss, with_reference
+from rlpref.algorithms.common import choose_prompts, sample_answers, score
+from rlpref.algorithms.objective import check_objective_start, objective_loss, require_no_lone_row, with_reference
 from rlpref.binding import ConfigError
 from rlpref.data.preferences import PreferenceData
 from rlpref.losses.inputs import PairLogps

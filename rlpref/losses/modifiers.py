@@ -209,7 +209,7 @@ def make_objective(
     settings: Mapping[str, Any], takes: tuple[type[TensorBatch], ...], modifiers: Modifiers = Modifiers()
 ) -> Objective:
     """The loss {"name": ..., hyperparameters} under modifiers. Raises ConfigError for a loss that takes none of these,
-    for hyperparameters as `make_loss` does, and for a modifier that makes no sense with the loss or with another one."""
+    for hyperparameters as `make_loss` does, and for a modifier that makes no sense with the loss or another one."""
     name = settings["name"]
     loss = make_loss(name, **{key: value for key, value in settings.items() if key != "name"})
     entry = LOSSES[name]
