@@ -80,7 +80,7 @@ def test_labels_of_every_kind_reach_the_loss(laboratory):
 )
 def test_what_the_data_lack_is_refused_before_training(laboratory, name, column):
     models, data = laboratory
-    data.train = replace(data.train, chosen_score=None, rejected_score=None)
+    data.train = replace(data.train, chosen_score=None, rejected_score=None, soft_label=None)
     with pytest.raises(ConfigError) as refusal:
         reward_model(name).collect(models, data, ROUND)
     mend = "give every row 'soft_label'" if name == "bt_soft" else "give every row 'chosen_score' and 'rejected_score'"
