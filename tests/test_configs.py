@@ -43,6 +43,7 @@ SMALL = ["testbed.vocab=3", "testbed.horizon=2", "model.pretrain_steps=3"]
 CASES = {
     **{name: [*runs.TESTBED, *settings] for name, settings in M.items()},
     "sft without reward": [*runs.TESTBED, *M["sft"], "reward=none"],
+    "reward model by margins": [*runs.TESTBED, *M["reward_model"], "algorithm/loss=bt_margin"],
     "tiny dpo": [*runs.TESTBED, *M["dpo"], "model=tiny", "model.pretrain_steps=3"],
     "tiny ppo": [*runs.TESTBED, *M["ppo"], "model=tiny", "model.pretrain_steps=3"],
     "tiny reinforce": [*runs.TESTBED, *M["reinforce"], "model=tiny", "model.pretrain_steps=3"],

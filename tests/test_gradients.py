@@ -49,7 +49,7 @@ ALGORITHMS = {
     "ipo_sum": ("offline", FIXED | {"loss": {"name": "ipo", "tau": 0.3, "normalize": "sum"}}),
     "ipo_mean": ("offline", FIXED | {"loss": {"name": "ipo", "tau": 0.3, "normalize": "mean"}}),
     "sft": ("sft", FIXED),
-    "reward_model": ("reward_model", FIXED),
+    "reward_model": ("reward_model", FIXED | {"loss": {"name": "bradley_terry"}}),
     "ppo": ("ppo", PPO),
     "reinforce": ("reinforce", REINFORCE),
     "iterative": ("iterative", ITERATIVE),

@@ -79,6 +79,8 @@ REFUSED = [  # overrides, what the message says
     ),
     (["algorithm=sft", "beta=0.2"], "algorithm 'sft' does not use 'beta'"),
     (["algorithm=reward_model", "beta=0.2"], "algorithm 'reward_model' does not use 'beta'"),
+    (["algorithm=reward_model", "algorithm/loss=dpo"], "loss 'dpo' takes data of kind 'pairs', not 'reward pairs'"),
+    (["algorithm=reward_model", "+algorithm.loss.coef=1"], "loss 'bradley_terry' does not use 'coef'"),
     (
         ["model=hf", "model.name=x", "data=sentiment", "testbed.vocab=3"],
         "model 'hf' does not use 'testbed.vocab'",

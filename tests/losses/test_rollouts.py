@@ -10,8 +10,10 @@ from rlpref.binding import ConfigError
 from rlpref.losses import LOSSES, make_loss, ppo_clip, reduced
 from rlpref.losses.bounds import counted
 from rlpref.losses.inputs import RolloutLogps
+from rlpref.losses.registry import reads_reference
 
 REDUCTIONS = ("token_mean", "sequence_mean", "sequence_sum")
+BETA = {"dro": {"tau": 0.3}, "a_star_po": {"beta": 0.3}}
 ALL = [name for name, entry in LOSSES.items() if entry.takes is RolloutLogps]
 
 
@@ -209,9 +211,15 @@ def test_what_stands_outside_the_mask_never_counts(reduce):
 @pytest.mark.parametrize("name", [name for name in ALL if not LOSSES[name].coupled])
 def test_losses_do_not_look_outside_the_mask(name):
     rl = rollouts()
-    settings = {"dro": {"tau": 0.3}, "a_star_po": {"beta": 0.3}}.get(name, {})
+    settings = BETA.get(name, {})
     columns = {k: torch.where(rl.mask, v, 7.0) if v.is_floating_point() else v for k, v in rl.items()}
     assert_same(value_and_gradient(name, RolloutLogps(**columns), **settings), value_and_gradient(name, rl, **settings))
+
+
+def test_the_reference_is_read_only_where_it_counts():
+    readers = {name for name in ALL if reads_reference(make_loss(name, **BETA.get(name, {})), RolloutLogps)}
+    assert readers == {"grpo", "dro", "a_star_po"}
+    assert not reads_reference(make_loss("grpo", kl_coef=0.0), RolloutLogps)
 
 
 def test_a_ratio_beyond_all_bounds_is_counted():
