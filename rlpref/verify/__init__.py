@@ -1,0 +1,1 @@
+"""Our losses against those of an installed library, number by number."""
