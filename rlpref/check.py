@@ -11,6 +11,7 @@ from rlpref import checkpoint
 from rlpref.algorithms import Algorithm, make_algorithm
 from rlpref.binding import ConfigError, bind, choose, did_you_mean, hyperparameters
 from rlpref.data.sources import SOURCES
+from rlpref.losses import LOSSES
 from rlpref.models.gguf import smollm2_135m
 from rlpref.models.llama2c import stories260k
 from rlpref.models.lm import check_precision, hf
@@ -65,6 +66,7 @@ def check(config: dict, overridden: tuple[str, ...] = ()) -> Checked:
     algorithm = dict(config["algorithm"])
     made = make_algorithm(algorithm.pop("kind"), algorithm, algorithm.pop("name"))
     _refuse_second_beta(config)
+    _check_coupled(made, config["training"])
     model = {key: value for key, value in config["model"].items() if key not in ("kind", "lr", "threads", "chunk")}
     kind = config["model"]["kind"]
     builder = bind(choose(MODELS, kind, "model.kind"), model, f"model '{kind}'", int(kind in TESTBED_MODELS))
@@ -193,14 +195,32 @@ def _refuse_second_beta(config: dict) -> None:
             raise ConfigError(f"{key} is {value}, but beta is {config['beta']}: set beta={value} alone.")
 
 
+def _check_coupled(algorithm: Algorithm, training: dict) -> None:
+    """A loss that takes its minibatch as a whole may not be cut."""
+    objective = getattr(algorithm, "objective", None)
+    if objective is None or not objective.entry.coupled:
+        return
+    name, rows, cut = objective.entry.name, algorithm.batch_size, training["micro_batch_size"]
+    if isinstance(cut, int) and cut < rows:
+        raise ConfigError(
+            f"loss '{name}' takes a minibatch as a whole: training.micro_batch_size is {cut}, "
+            f"but must be at least algorithm.batch_size, {rows}."
+        )
+    if rows < 2:
+        raise ConfigError(f"loss '{name}' compares the examples of a minibatch: algorithm.batch_size must be above 1.")
+
+
 def reads_beta(algorithm: dict) -> bool:
     """Whether the algorithm optimises an objective with a beta (IPO's tau takes its place)."""
     return bool(_betas(algorithm))
 
 
 def _betas(algorithm: dict) -> dict[str, float]:
+    """Keys that stand for the objective's beta, and their values; a loss without a reference has a beta of its own."""
     found = {"algorithm.beta": algorithm.get("beta")}
-    found |= {f"algorithm.loss.{name}": (algorithm.get("loss") or {}).get(name) for name in ("beta", "tau")}
+    if loss := algorithm.get("loss"):
+        name = choose(LOSSES, loss.get("name"), "loss").regularisation
+        found[f"algorithm.loss.{name}"] = loss.get(name)
     return {key: value for key, value in found.items() if value is not None}
 
 

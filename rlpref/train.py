@@ -13,12 +13,14 @@ import traceback
 from pathlib import Path
 
 import hydra
+from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from rlpref import loss_configs
 from rlpref.logging.folder import config_hash, write_json
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -40,6 +42,8 @@ def _run_name(*, _root_: DictConfig) -> str:
 
 
 OmegaConf.register_new_resolver("rlpref.run_name", _run_name, replace=True)
+for group, option, node in loss_configs.configs():
+    ConfigStore.instance().store(group=group, name=option, node=node)
 
 
 @hydra.main(version_base="1.3", config_path=_config_path(), config_name="train")

@@ -147,6 +147,7 @@ class Pairs(TensorBatch):
     chosen_score: Tensor | None = None  # [B] external reward of the chosen answer
     rejected_score: Tensor | None = None  # [B]
     weight: Tensor | None = None  # [B]
+    soft_label: Tensor | None = None  # [B] probability that the chosen answer is the better one
 
 
 @dataclass

@@ -13,6 +13,8 @@ from pathlib import Path
 import hydra
 from omegaconf import OmegaConf
 
+import rlpref.train  # noqa: F401  (stores the configurations of the losses)
+
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"
 SHARED = ROOT.parent / "shared" / "data"

@@ -15,6 +15,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import runs
+from rlpref import loss_configs
 from rlpref.binding import ConfigError
 
 TINYSTORIES = runs.SHARED / "tinystories"
@@ -200,7 +201,9 @@ def files_chosen(overrides):
     given = dict(override.split("=", 1) for override in overrides)
     groups = {key: option for key, option in given.items() if (runs.CONF / key).is_dir()}
     chosen |= experiment_defaults(groups.get("experiment")) | groups
-    return {f"{group}/{option}.yaml" for group, option in chosen.items() if option and "hydra/" not in group}
+    files = {f"{group}/{option}.yaml" for group, option in chosen.items() if option and "hydra/" not in group}
+    made = {f"{group}/{option}.yaml" for group, option, _ in loss_configs.configs()}
+    return (files | {"algorithm/modifiers/none.yaml"}) - made  # the modifiers of whatever takes a pair loss
 
 
 def primary_defaults():

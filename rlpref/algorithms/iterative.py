@@ -19,7 +19,6 @@ from rlpref.algorithms.common import (
     choose_prompts,
     pair_logps,
     pair_loss,
-    pair_objective,
     sample_answers,
     score,
     with_reference,
@@ -27,6 +26,7 @@ from rlpref.algorithms.common import (
 from rlpref.binding import ConfigError
 from rlpref.data.preferences import PreferenceData
 from rlpref.losses.inputs import PairLogps
+from rlpref.losses.modifiers import Objective, make_modifiers, make_objective
 from rlpref.models.bundle import Models
 from rlpref.models.reference import snapshot
 from rlpref.ops.blocks import Unstackable, uniform
@@ -38,7 +38,7 @@ class Iterative:
     """Rounds of fresh pairs."""
 
     needs_reward: ClassVar[bool] = True
-    objective: Callable[[PairLogps], Tensor]
+    objective: Objective
     scale: float
     rounds: int
     epochs: int
@@ -65,11 +65,11 @@ class Iterative:
             "objective/scores": round.mean(scores.mean(1)),
             "objective/scores_best": round.mean(scores.amax(1)),
         }
-        pairs = with_reference(models, self._pairs(samples, scores, round))
+        pairs = with_reference(models, self.objective, self._pairs(samples, scores, round))
         if self.data == "fresh" or round.previous is None:
             return pairs
         earlier = round.previous
-        both = [with_reference(models, earlier) if self.reference == "previous" else earlier, pairs]
+        both = [with_reference(models, self.objective, earlier) if self.reference == "previous" else earlier, pairs]
         return cat_blocks(both, round.runs)
 
     def _pairs(self, samples: Samples, scores: Tensor, round: Round) -> Pairs:
@@ -91,7 +91,7 @@ class Iterative:
         )
 
     def loss(self, models: Models, batch: Pairs) -> Loss:
-        return pair_loss(self.objective, self.scale, pair_logps(models, batch))
+        return pair_loss(self.objective, self.scale, pair_logps(models, self.objective, batch))
 
     def check_start(self, models: Models, batch: Pairs) -> None:
         check_pair_start(models, self.objective, batch)
@@ -128,10 +128,13 @@ def iterative(
     pairing: Literal["best_worst", "bradley_terry"],
     reference: Literal["initial", "previous"],
     data: Literal["fresh", "aggregated"],
+    modifiers: dict | None = None,
 ) -> Iterative:
-    """`loss` is {"name": a pair loss, its hyperparameters}."""
+    """`loss` is {"name": a pair loss, its hyperparameters}; `modifiers` are those of rlpref.losses.modifiers."""
     if k < 2:
         raise ConfigError(f"algorithm.k is {k}: a pair needs two answers to a prompt.")
-    return Iterative(
-        *pair_objective(loss), rounds, epochs, batch_size, prompts_per_round, k, PAIRINGS[pairing], reference, data
-    )
+    objective = make_objective(loss, PairLogps, make_modifiers(modifiers or {}))
+    if "soft_label" in objective.reads:
+        raise ConfigError(f"loss '{objective.entry.name}' reads soft labels, which scored answers do not have.")
+    counts = rounds, epochs, batch_size, prompts_per_round, k
+    return Iterative(objective, objective.scale, *counts, PAIRINGS[pairing], reference, data)

@@ -20,7 +20,7 @@ from rlpref.losses.registry import register
 @register(at_ref="2 * log(2)")
 def nca(lp: PairLogps, beta: float) -> Tensor:
     """l(beta h_w) + l(-beta h_w)/2 + l(-beta h_l)/2: noise-contrastive alignment for K = 2. Chen et al. 2024
-    (2402.05369), eq. 12."""
+    (2402.05369), as in the authors' code (thu-ml/Noise-Contrastive-Alignment)."""
     chosen, rejected = log_ratios(lp)
     return -logsigmoid(beta * chosen) - 0.5 * logsigmoid(-beta * chosen) - 0.5 * logsigmoid(-beta * rejected)
 
@@ -28,7 +28,7 @@ def nca(lp: PairLogps, beta: float) -> Tensor:
 @register(at_ref="log(1 + exp(delta)) + log(1 + exp(-delta))")
 def bco_pair(lp: PairLogps, beta: float, delta: float = 0.0) -> Tensor:
     """l(beta h_w - delta) + l(-(beta h_l - delta)): a binary classifier of answers with reward shift `delta`. Jung et
-    al. 2024 (2404.04656), eq. 8 with a constant shift."""
+    al. 2024 (2404.04656) with a constant shift."""
     chosen, rejected = log_ratios(lp)
     return -logsigmoid(beta * chosen - delta) - logsigmoid(delta - beta * rejected)
 
@@ -61,7 +61,7 @@ def apo_down(lp: PairLogps, beta: float) -> Tensor:
 def link(log_ratio: Tensor, divergence: str, alpha: float | None = None) -> Tensor:
     """f'(pi/ref) up to a constant, as a function of h = log pi/ref: h for the reverse KL, 1 - e^-h for the forward KL,
     log 2 + log sigmoid(h) for Jensen-Shannon, (1 - e^(-alpha h))/alpha for the alpha-divergence (alpha -> 0: the
-    reverse KL; 1: the forward KL). Wang et al. 2023 (2309.16240), table 1. TRL's coefficient is 1 - alpha."""
+    reverse KL; 1: the forward KL). Wang et al. 2023 (2309.16240). TRL's coefficient is 1 - alpha."""
     if divergence == "reverse_kl":
         return log_ratio
     if divergence == "js":
@@ -79,7 +79,8 @@ def f_dpo(
     alpha: float | None = None,
 ) -> Tensor:
     """l(beta [f'(pi/ref at w) - f'(pi/ref at l)]) for an f-divergence in place of the reverse KL; `alpha`, from 0 to 1,
-    belongs to the alpha-divergence alone. Wang et al. 2023 (2309.16240), eq. 9."""
+    belongs to the alpha-divergence alone. Wang et al. 2023 (2309.16240), as in the authors' code
+    (alecwangcq/f-divergence-dpo)."""
     if (divergence == "alpha") != (alpha is not None):
         raise ConfigError(f"loss 'f_dpo': divergence '{divergence}' with alpha={alpha}; alpha is for 'alpha' alone.")
     chosen, rejected = log_ratios(lp)
@@ -105,7 +106,7 @@ def dpop(lp: PairLogps, beta: float, lam: float = 50.0) -> Tensor:
 @register(at_ref="log(2) + 1 / (2 * beta**2)")
 def cal_dpo(lp: PairLogps, beta: float) -> Tensor:
     """l(margin) + (h_w - 1/(2 beta))^2 + (h_l + 1/(2 beta))^2: DPO calibrated to the scale of the rewards. Xiao et al.
-    2024 (2412.14516), eq. 9."""
+    2024 (2412.14516), as in the authors' code (Cal-DPO/Cal-DPO)."""
     chosen, rejected = log_ratios(lp)
     return -logsigmoid(chosen - rejected) + (chosen - 0.5 / beta) ** 2 + (rejected + 0.5 / beta) ** 2
 
@@ -113,7 +114,7 @@ def cal_dpo(lp: PairLogps, beta: float) -> Tensor:
 @register(at_ref="log(2)")
 def dpo_shift(lp: PairLogps, beta: float, lam: float = 0.75) -> Tensor:
     """l(beta [h_w - lam h_l]): a weaker pull on the rejected answer, lam = f(lambda) from 0 to 1. Yang et al. 2025
-    (2502.07599), eq. 7 with a fixed f."""
+    (2502.07599) with a fixed f, as in the authors' code (Meaquadddd/DPO-Shift)."""
     chosen, rejected = log_ratios(lp)
     return -logsigmoid(beta * (chosen - lam * rejected))
 
@@ -121,19 +122,20 @@ def dpo_shift(lp: PairLogps, beta: float, lam: float = 0.75) -> Tensor:
 @register(at_ref="log(2) + alpha * nll", nll=True)
 def dpo_nll(lp: PairLogps, beta: float, alpha: float = 1.0) -> Tensor:
     """l(beta margin) - alpha log pi(w)/|w|: DPO with the chosen answer's mean token likelihood. Pang et al. 2024
-    (2404.19733), eq. 1 (iterative RPO)."""
+    (2404.19733), iterative RPO."""
     return -logsigmoid(beta * margin(lp)) - alpha * lp.chosen / lp.chosen_len
 
 
-@register(at_ref="log(2)")
+@register(at_ref="log(2)", shift_invariant=True)
 def tdpo1(lp: PairLogps, beta: float) -> Tensor:
     """l(beta [margin - (K_l - K_w)]) with K the sum over an answer's tokens of KL(ref || pi). Zeng et al. 2024
-    (2404.11999), eq. 14."""
+    (2404.11999), as in the authors'
+    code (Vance0124/Token-level-Direct-Preference-Optimization)."""
     return -logsigmoid(beta * (margin(lp) - (lp.rejected_kl - lp.chosen_kl)))
 
 
-@register(at_ref="log(2)")
+@register(at_ref="log(2)", shift_invariant=True)
 def tdpo2(lp: PairLogps, beta: float, alpha: float = 0.5) -> Tensor:
     """l(beta [margin - alpha (K_l - sg K_w)]), K as in tdpo1 and no gradient through K_w. Zeng et al. 2024
-    (2404.11999), eq. 16."""
+    (2404.11999)."""
     return -logsigmoid(beta * (margin(lp) - alpha * (lp.rejected_kl - lp.chosen_kl.detach())))

@@ -39,13 +39,13 @@ def per_row(beta: float | Tensor) -> float | Tensor:
 @register(at_ref="log(factorial(k))", shift_invariant=True, kl_optimal=True)
 def plackett_luce(ll: ListLogps, beta: float) -> Tensor:
     """-sum_k log[e^(beta h_k) / sum over j >= k of e^(beta h_j)], best answer first: DPO on rankings. Rafailov et al.
-    2023 (2305.18290), eq. 20."""
+    2023 (2305.18290), appendix A.3."""
     return ranking_nll(per_row(beta) * log_ratio(ll), ll.scores, ll.present)
 
 
 @register(at_ref="log(k)", shift_invariant=True)
 def infonca(ll: ListLogps, beta: float, temperature: float = 1.0) -> Tensor:
-    """-sum_k p_k log softmax(beta h)_k with p = softmax(scores/temperature). Chen et al. 2024 (2402.05369), eq. 8; the
+    """-sum_k p_k log softmax(beta h)_k with p = softmax(scores/temperature). Chen et al. 2024 (2402.05369); the
     temperature is the paper's alpha."""
     values = (per_row(beta) * log_ratio(ll)).masked_fill(~ll.present, torch.finfo(ll.logps.dtype).min)
     p = targets(ll.scores, ll.present, temperature)
@@ -54,8 +54,8 @@ def infonca(ll: ListLogps, beta: float, temperature: float = 1.0) -> Tensor:
 
 @register(at_ref="2 * log(2)")
 def nca_k(ll: ListLogps, beta: float, temperature: float = 1.0) -> Tensor:
-    """sum_k p_k l(beta h_k) + mean_k l(-beta h_k) with p = softmax(scores/temperature). Chen et al. 2024 (2402.05369),
-    eq. 11."""
+    """sum_k p_k l(beta h_k) + mean_k l(-beta h_k) with p = softmax(scores/temperature). Chen et al. 2024
+    (2402.05369)."""
     rewards = per_row(beta) * log_ratio(ll)
     p = targets(ll.scores, ll.present, temperature)
     every = torch.where(ll.present, -logsigmoid(-rewards), 0.0).sum(1) / ll.present.sum(1)
@@ -65,7 +65,7 @@ def nca_k(ll: ListLogps, beta: float, temperature: float = 1.0) -> Tensor:
 @register(at_ref="log(k)", shift_invariant=True)
 def s_dpo(ll: ListLogps, beta: float) -> Tensor:
     """log(1 + sum over the others of e^(-beta (h_best - h_j))): the best answer against all others at once. Chen et al.
-    2024 (2406.09215), eq. 11."""
+    2024 (2406.09215), as in the authors' code (chenyuxin1999/S-DPO)."""
     rewards = per_row(beta) * log_ratio(ll)
     best = ll.scores.masked_fill(~ll.present, -torch.inf).argmax(1, keepdim=True)
     behind = rewards - rewards.gather(1, best)
@@ -76,7 +76,7 @@ def s_dpo(ll: ListLogps, beta: float) -> Tensor:
 @register(shift_invariant=True)
 def lipo_lambda(ll: ListLogps, beta: float) -> Tensor:
     """sum over pairs with s_i > s_j of |G_i - G_j| |1/D_i - 1/D_j| l(beta (h_i - h_j)), G = 2^score - 1 and
-    D = log(1 + rank by h): the LambdaLoss of LiPO. Liu et al. 2024 (2402.01878), eq. 10 and 11. Scores are meant to lie
+    D = log(1 + rank by h): the LambdaLoss of LiPO. Liu et al. 2024 (2402.01878). Scores are meant to lie
     in [0, 1]; the ranks carry no gradient."""
     h = log_ratio(ll)
     first = h.detach().masked_fill(~ll.present, -torch.inf).argsort(dim=1, descending=True, stable=True)
@@ -92,9 +92,22 @@ def lipo_lambda(ll: ListLogps, beta: float) -> Tensor:
 @register(nll=True)
 def rrhf(ll: ListLogps, length_power: float = 1.0) -> Tensor:
     """sum over pairs with s_i > s_j of max(0, p_j - p_i) - log pi(best), p = log pi / length^`length_power`: rank
-    responses without a reference. Yuan et al. 2023 (2304.05302), eq. 1 to 4."""
+    responses without a reference. Yuan et al. 2023 (2304.05302). The authors' code weights
+    the first term with 100."""
     p = ll.logps / ll.length.clamp(min=1) ** length_power
     counts = (ll.scores[:, :, None] > ll.scores[:, None]) & ll.present[:, :, None] & ll.present[:, None]
     ranked = torch.where(counts, torch.relu(p[:, None] - p[:, :, None]), 0.0).sum((1, 2))
     best = ll.scores.masked_fill(~ll.present, -torch.inf).argmax(1, keepdim=True)
     return ranked - ll.logps.gather(1, best)[:, 0]
+
+
+@register
+def a2po(ll: ListLogps, beta: float, value_beta: float = 0.5) -> Tensor:
+    """mean_k (beta h_k - (s_k - V))^2 with the optimal value V = b log mean_k e^(s_k / b), b = `value_beta`, estimated
+    from the same answers, drawn from the reference. Brantley et al. 2025 (2505.20686), as in the authors' code
+    (ZhaolinGao/A-PO), which regresses fresh answers and estimates V beforehand."""
+    count = ll.present.sum(1)
+    scaled = (ll.scores / value_beta).masked_fill(~ll.present, -torch.inf)
+    value = value_beta * (scaled.logsumexp(1) - count.to(scaled).log())
+    off = per_row(beta) * log_ratio(ll) - (ll.scores - value[:, None])
+    return torch.where(ll.present, off**2, 0.0).sum(1) / count

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any, Literal
 
 from torch import Tensor
@@ -15,9 +14,10 @@ from torch import Tensor
 from rlpref.binding import ConfigError, bind
 from rlpref.losses.anchored import link
 from rlpref.losses.inputs import PairLogps
-from rlpref.losses.registry import LOSSES, Bound, Entry, columns_read, make_loss
+from rlpref.losses.registry import LOSSES, TAKES, Bound, Entry, columns_read, make_loss
+from rlpref.types import TensorBatch
 
-LENGTHS = {"chosen_len", "rejected_len"}
+LENGTHS = ("chosen_len", "rejected_len")
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Modifiers:
     score_margin: float = 0.0  # nats taken off it per unit of score difference
     soft_labels: bool = False  # p loss(w, l) + (1 - p) loss(l, w) with the data's soft label p
     wpo: bool = False  # times the policy's confidence in both answers. Zhou et al. 2024 (2406.11827), eq. 2
-    ld_alpha: float = 1.0  # weight of tokens beyond the shorter answer's length. Liu et al. 2024 (2409.06411), eq. 10
+    ld_alpha: float = 1.0  # weight of tokens beyond the shorter answer's length. Liu et al. 2024 (2409.06411)
     nll: NLL = NLL()
 
     @property
@@ -63,14 +63,22 @@ class Modifiers:
         }
         return [name for name, on in switches.items() if on]
 
+    @property
+    def reads(self) -> frozenset[str]:
+        """Columns of PairLogps that they need."""
+        needed = {
+            "soft_label": self.soft_labels,
+            **dict.fromkeys(LENGTHS, self.length_normalize or self.nll.reduce == "token"),
+            **dict.fromkeys(("chosen_score", "rejected_score"), self.score_margin != 0),
+            **dict.fromkeys(("chosen_confidence", "rejected_confidence"), self.wpo),
+        }
+        return frozenset(name for name, needs in needed.items() if needs)
+
 
 def make_modifiers(settings: Mapping[str, Any]) -> Modifiers:
     """Modifiers from configuration. Raises ConfigError for what is unknown, out of range, or set but not used."""
-    nll = bind(NLL, settings.get("nll") or {}, "modifier 'nll'")()
-    plain = {key: value for key, value in settings.items() if key != "nll"}
-    if "nll" in settings:
-        plain["nll"] = nll
-    modifiers = bind(Modifiers, plain, "algorithm.modifiers")()
+    nll = bind(NLL, settings.get("nll") or {}, "algorithm.modifiers.nll")()
+    modifiers = bind(Modifiers, {**settings, "nll": nll}, "algorithm.modifiers")()
     _together("nll.coef above 0", nll.coef > 0, over=nll.over, reduce=nll.reduce)
     _together("divergence 'alpha'", modifiers.divergence == "alpha", divergence_alpha=modifiers.divergence_alpha)
     if not 0 <= modifiers.ld_alpha <= 1:
@@ -91,49 +99,47 @@ def _together(wanted: str, on: bool, **options) -> None:
 
 
 @dataclass(frozen=True)
-class PairObjective:
-    """A pair loss with its hyperparameters and modifiers: PairLogps -> [B]."""
+class Objective:
+    """A loss with its hyperparameters, and modifiers where it takes pairs: what an algorithm minimises."""
 
     entry: Entry
     loss: Bound
+    reads: frozenset[str]  # the columns of its input that it needs
     modifiers: Modifiers = Modifiers()
 
-    def __call__(self, lp: PairLogps) -> Tensor:
-        value = self._labelled(lp)
+    def __call__(self, batch: TensorBatch) -> Tensor:
+        """[B] one value per example."""
+        value = self._labelled(batch)
         if self.modifiers.soft_labels:
-            value = lp.soft_label * value + (1 - lp.soft_label) * self._labelled(lp.swapped())
+            value = batch.soft_label * value + (1 - batch.soft_label) * self._labelled(batch.swapped())
         if self.modifiers.wpo:
-            value = value * (lp.chosen_confidence + lp.rejected_confidence).detach().exp()
+            value = value * (batch.chosen_confidence + batch.rejected_confidence).detach().exp()
         if self.modifiers.nll.coef:
-            value = value + self.modifiers.nll(lp)
+            value = value + self.modifiers.nll(batch)
         return value
 
-    def _labelled(self, lp: PairLogps) -> Tensor:
-        """The loss of the pairs as they are labelled."""
+    def _labelled(self, batch: TensorBatch) -> Tensor:
+        """The loss of the examples as they are labelled."""
         m = self.modifiers
         if m.length_normalize:
-            lp = normalized(lp)
+            batch = normalized(batch)
         if m.margin or m.score_margin:
-            taken = m.margin + (m.score_margin * (lp.chosen_score - lp.rejected_score) if m.score_margin else 0.0)
-            lp = replace(lp, chosen=lp.chosen - taken)
+            gap = batch.chosen_score - batch.rejected_score if m.score_margin else 0.0
+            batch = replace(batch, chosen=batch.chosen - m.margin - m.score_margin * gap)
         if m.divergence:
-            lp = linked(lp, m.divergence, m.divergence_alpha)
-        return self.loss(lp)
-
-    @cached_property
-    def reads(self) -> frozenset[str]:
-        """Columns of PairLogps that it needs."""
-        m = self.modifiers
-        own = set(columns_read(self.loss))
-        own |= LENGTHS if m.length_normalize or m.nll.reduce == "token" else set()
-        own |= {"chosen_score", "rejected_score"} if m.score_margin else set()
-        own |= {"soft_label"} if m.soft_labels else set()
-        own |= {"chosen_confidence", "rejected_confidence"} if m.wpo else set()
-        return frozenset(own)
+            batch = linked(batch, m.divergence, m.divergence_alpha)
+        return self.loss(batch)
 
     @property
     def reads_reference(self) -> bool:
-        return "ref_chosen" in self.reads
+        return any(name.startswith("ref_") for name in self.reads)
+
+    @property
+    def scale(self) -> float:
+        """Of the implicit reward scale * log policy/ref: the loss's beta or tau, 1 where it has none."""
+        name = self.entry.regularisation or "beta"
+        default = self.entry.hyperparameters[name].default if name in self.entry.hyperparameters else 1.0
+        return self.loss.keywords.get(name, default)
 
 
 def normalized(lp: PairLogps) -> PairLogps:
@@ -197,17 +203,22 @@ APART = (  # pairs of modifiers that have no meaning together, and why
 )
 
 
-def pair_objective(name: str, hyperparameters: Mapping[str, Any], modifiers: Modifiers = Modifiers()) -> PairObjective:
-    """The pair loss of that name under modifiers. Raises ConfigError for a loss of another kind of data, for
-    hyperparameters as `make_loss` does, and for a modifier that makes no sense with the loss or with another one."""
-    loss, entry = make_loss(name, **hyperparameters), LOSSES[name]
-    if entry.takes is not PairLogps:
-        raise ConfigError(f"loss '{name}' takes {entry.data}, not pairs.")
-    reads = columns_read(loss)
+def make_objective(
+    settings: Mapping[str, Any], takes: type[TensorBatch], modifiers: Modifiers = Modifiers()
+) -> Objective:
+    """The loss {"name": ..., hyperparameters} under modifiers. Raises ConfigError for a loss that takes another kind of
+    data, for hyperparameters as `make_loss` does, and for a modifier that makes no sense with the loss or with another
+    modifier."""
+    name = settings["name"]
+    loss = make_loss(name, **{key: value for key, value in settings.items() if key != "name"})
+    entry = LOSSES[name]
+    if entry.takes is not takes:
+        raise ConfigError(f"loss '{name}' takes data of kind '{entry.data}', not '{TAKES[takes]}'.")
+    reads = columns_read(loss, takes)
     for modifier in modifiers.used:
         if reason := refusal(entry, reads, modifier):
             raise ConfigError(f"modifier '{modifier}' makes no sense with loss '{name}', which {reason}.")
     for one, other, reason in APART:
         if one in modifiers.used and other in modifiers.used:
             raise ConfigError(f"modifiers '{one}' and '{other}' make no sense together: {reason}.")
-    return PairObjective(entry, loss, modifiers)
+    return Objective(entry, loss, reads | modifiers.reads, modifiers)

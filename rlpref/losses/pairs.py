@@ -37,7 +37,7 @@ def dpo(lp: PairLogps, beta: float, label_smoothing: float = 0.0) -> Tensor:
 @register(at_ref="log(2)", shift_invariant=True)
 def robust(lp: PairLogps, beta: float, label_smoothing: float = 0.1) -> Tensor:
     """[(1 - eps) l(beta margin) - eps l(-beta margin)] / (1 - 2 eps): unbiased when labels are flipped with
-    probability eps = `label_smoothing`. Chowdhury et al. 2024 (2403.00409), eq. 9."""
+    probability eps = `label_smoothing`. Chowdhury et al. 2024 (2403.00409)."""
     logits = beta * margin(lp)
     kept = -(1 - label_smoothing) * logsigmoid(logits) + label_smoothing * logsigmoid(-logits)
     return kept / (1 - 2 * label_smoothing)
@@ -58,14 +58,14 @@ def ipo(lp: PairLogps, tau: float, normalize: Literal["sum", "mean"] = "sum") ->
 
 @register(at_ref="1", shift_invariant=True)
 def hinge(lp: PairLogps, beta: float) -> Tensor:
-    """max(0, 1 - beta * margin). Zhao et al. 2023 (2305.10425) with log-ratios; Liu et al. 2024 (2309.06657), eq. 9."""
+    """max(0, 1 - beta * margin). Zhao et al. 2023 (2305.10425) with log-ratios; Liu et al. 2024 (2309.06657)."""
     return torch.relu(1 - beta * margin(lp))
 
 
 @register(at_ref="log(2)")
 def dpo_norm(lp: PairLogps, beta: float) -> Tensor:
     """l(beta [h_w/|w| - h_l/|l|]) with the log-ratios h divided by their answers' lengths. Lambert et al. 2024
-    (2411.15124), eq. 6: length-normalised DPO."""
+    (2411.15124): length-normalised DPO."""
     chosen, rejected = log_ratios(lp)
     return -logsigmoid(beta * (chosen / lp.chosen_len - rejected / lp.rejected_len))
 
@@ -99,7 +99,7 @@ def gpo(
     f: Literal["logistic", "exponential", "square", "truncated_square", "savage", "hinge"] = "exponential",
 ) -> Tensor:
     """f(beta * margin) for a convex f: log(1 + e^-z), e^-z, (1 - z)^2, max(0, 1 - z)^2, or the non-convex Savage loss
-    (1 + e^z)^-2. Tang et al. 2024 (2402.05749), table 1; logistic is DPO, square is IPO up to scale, hinge is SLiC."""
+    (1 + e^z)^-2. Tang et al. 2024 (2402.05749); logistic is DPO, square is IPO up to scale, hinge is SLiC."""
     z = beta * margin(lp)
     if f == "exponential":
         return bounded_exp(-z)

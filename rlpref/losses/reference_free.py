@@ -20,7 +20,7 @@ def mean_logps(lp: PairLogps) -> tuple[Tensor, Tensor]:
 @register(nll=True)
 def cpo(lp: PairLogps, beta: float = 0.1, alpha: float = 1.0) -> Tensor:
     """l(beta [w - l]) - alpha w': contrastive preference optimisation, DPO with a uniform reference and a likelihood
-    term. Xu et al. 2024 (2401.08417), eq. 4 to 6."""
+    term. Xu et al. 2024 (2401.08417). The authors' likelihood is a mean over the minibatch's tokens."""
     return -logsigmoid(beta * (lp.chosen - lp.rejected)) - alpha * lp.chosen / lp.chosen_len
 
 
@@ -33,9 +33,9 @@ def simpo(lp: PairLogps, beta: float = 2.0, gamma: float = 1.0) -> Tensor:
 
 
 @register
-def alphapo(lp: PairLogps, beta: float = 2.5, gamma: float = 0.25, alpha: float = 0.25) -> Tensor:
+def alphapo(lp: PairLogps, beta: float = 2.5, gamma: float = 0.1, alpha: float = 0.25) -> Tensor:
     """l(beta [f(w') - f(l')] - gamma) with f(x) = (1 - e^(-alpha x))/alpha; alpha -> 0 is SimPO. Gupta et al. 2025
-    (2501.03884), eq. 8."""
+    (2501.03884)."""
     chosen, rejected = mean_logps(lp)
     if not alpha:
         return -logsigmoid(beta * (chosen - rejected) - gamma)
@@ -55,22 +55,22 @@ def orpo(lp: PairLogps, beta: float = 0.1) -> Tensor:
 @register(nll=True)
 def slic(lp: PairLogps, delta: float = 1.0, lam: float = 0.1, beta: float = 1.0) -> Tensor:
     """max(0, delta - beta [w - l]) - lam w': SLiC-HF with the chosen answer as the target of its regulariser. Zhao et
-    al. 2023 (2305.10425), eq. 1; `lam` is the paper's lambda."""
+    al. 2023 (2305.10425); `lam` is the paper's lambda."""
     return torch.relu(delta - beta * (lp.chosen - lp.rejected)) - lam * lp.chosen / lp.chosen_len
 
 
 @register
 def simper(lp: PairLogps) -> Tensor:
     """-e^(w') + e^(l'): inverse perplexity of the chosen answer up, of the rejected down. Xiao et al. 2025
-    (2502.00883), eq. 4."""
+    (2502.00883), as in the authors' code (tengxiao1/SimPER)."""
     chosen, rejected = mean_logps(lp)
     return rejected.exp() - chosen.exp()
 
 
 @register(nll=True)
 def unlikelihood(lp: PairLogps, alpha: float = 1.0) -> Tensor:
-    """-w' - alpha log(1 - e^(l')): likelihood of the chosen answer, unlikelihood of the rejected. Welleck et al. 2019
-    (1908.04319), eq. 4 on whole answers, as in Rafailov et al. 2023 (2305.18290), section 6. A probability of 1 is held
-    just below it and counted."""
+    """-w' - alpha log(1 - e^(l')): likelihood of the chosen answer, unlikelihood of the rejected as a whole. Welleck et
+    al. 2019 (1908.04319) penalise token by token; on whole answers it is the baseline of Rafailov et al. 2023
+    (2305.18290), section 6, here with mean log-probs. A probability of 1 is held just below it and counted."""
     chosen, rejected = mean_logps(lp)
     return -chosen - alpha * log1mexp(rejected)

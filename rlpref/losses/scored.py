@@ -3,8 +3,6 @@ difference r(w) - r(l); l(z) = -log sigmoid(z)."""
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
@@ -21,19 +19,16 @@ def score_gap(lp: PairLogps) -> Tensor:
 
 
 @register(shift_invariant=True)
-def odpo(lp: PairLogps, beta: float, alpha: float = 1.0, offset: Literal["log", "identity"] = "log") -> Tensor:
-    """l(beta margin - alpha log g), or alpha g with `offset: identity`: a better answer must win by more. Amini et al.
-    2024 (2402.10571), eq. 8. g must be above 0; what is below 1e-6 is held there and counted."""
-    gap = score_gap(lp)
-    if offset == "log":
-        gap = bounded(gap, low=1e-6).log()
-    return -logsigmoid(beta * margin(lp) - alpha * gap)
+def odpo(lp: PairLogps, beta: float, alpha: float = 1.0) -> Tensor:
+    """l(beta margin - alpha log g): an answer that is better by more must win by more. Amini et al. 2024 (2402.10571),
+    as in the authors' code (rycolab/odpo). g must be above 0; what is below 1e-6 is held there and counted."""
+    return -logsigmoid(beta * margin(lp) - alpha * bounded(score_gap(lp), low=1e-6).log())
 
 
 @register(at_ref="log(2)", shift_invariant=True, kl_optimal=True)
 def soft_dpo(lp: PairLogps, beta: float, eta: float = 1.0) -> Tensor:
     """p l(beta margin) + (1 - p) l(-beta margin) with p = sigmoid(eta g), the cross-entropy to the labels that the
-    scores imply: DPO distilled from a reward. Fisch et al. 2024 (2405.19316), section 3."""
+    scores imply: DPO distilled from a reward. Fisch et al. 2024 (2405.19316)."""
     return binary_cross_entropy_with_logits(beta * margin(lp), torch.sigmoid(eta * score_gap(lp)), reduction="none")
 
 
@@ -60,7 +55,7 @@ def rpo_sq(lp: PairLogps, beta: float, eta: float = 1.0) -> Tensor:
 @register(shift_invariant=True, kl_optimal=True)
 def rebel(lp: PairLogps, beta: float) -> Tensor:
     """(beta margin - g)^2: regression of relative rewards; beta is the paper's 1/eta. Gao et al. 2024 (2404.16767),
-    eq. 5, with the reference in the place of the policy of the iterate before."""
+    with the reference in the place of the policy of the iterate before. The authors' code has it times eta^2."""
     return (beta * margin(lp) - score_gap(lp)) ** 2
 
 
@@ -71,7 +66,7 @@ def _bernoulli_kl(logits: Tensor, other: Tensor) -> Tensor:
     return p * yes + (1 - p) * no
 
 
-@register(at_ref="log(2)", coupled=True)
+@register(at_ref="log(2)", coupled=True, shift_invariant=True)
 def aot(lp: PairLogps, beta: float, label_smoothing: float = 0.0) -> Tensor:
     """l(beta [sort(log pi(w)/pi(l)) - sort(log ref(w)/ref(l))]): the policy's distribution of log-odds over the
     minibatch must dominate the reference's. Melnyk et al. 2024 (2406.05882), paired variant."""
@@ -91,7 +86,7 @@ def aot_unpaired(lp: PairLogps, beta: float, label_smoothing: float = 0.0) -> Te
 @register(at_ref="log(2)", coupled=True, shift_invariant=True)
 def beta_dpo(lp: PairLogps, beta: float, a: float = 0.6, gap: float = 0.0) -> Tensor:
     """l(b margin) with one b = beta [1 + a (mean margin of the minibatch - gap)], at least 1e-3, without gradient. Wu
-    et al. 2024 (2407.08639), eq. 7 and 8, with a fixed threshold `gap` where the paper's code keeps a moving mean, and
+    et al. 2024 (2407.08639) with a fixed threshold `gap` where the paper's code keeps a moving mean, and
     without its random filter of pairs: a loss has neither memory nor chance."""
     between = margin(lp)
     mean = between.detach().mean()

@@ -19,7 +19,7 @@ def signed(al: AnswerLogps, values: Tensor) -> Tensor:
 @register(at_ref="desirable_weight / 2 if label else undesirable_weight / 2", coupled=True)
 def kto(al: AnswerLogps, beta: float, desirable_weight: float = 1.0, undesirable_weight: float = 1.0) -> Tensor:
     """lambda [1 - sigmoid(+-beta (h - z))] with z = max(0, mean of h on prompts with another prompt's completion),
-    without gradient, and lambda the weight of the answer's label. Ethayarajh et al. 2024 (2402.01306), eq. 8."""
+    without gradient, and lambda the weight of the answer's label. Ethayarajh et al. 2024 (2402.01306)."""
     z = al.mismatched.detach().mean().clamp(min=0)
     desirable = al.label.to(al.logps)
     weight = desirable * desirable_weight + (1 - desirable) * undesirable_weight
@@ -36,7 +36,7 @@ def apo_zero_unpaired(al: AnswerLogps, beta: float) -> Tensor:
 @register(at_ref="log(2)", coupled=True)
 def bco(al: AnswerLogps, beta: float) -> Tensor:
     """l(+-(beta h - delta)) with the reward shift delta = half the sum of the minibatch's mean beta h over desirable
-    and over undesirable answers, without gradient. Jung et al. 2024 (2404.04656), eq. 8 and 9, on one batch in the
+    and over undesirable answers, without gradient. Jung et al. 2024 (2404.04656) on one batch in the
     place of a moving mean; answers can be weighted by the paper's density ratio through their `weight`."""
     rewards = beta * (al.logps - al.ref_logps)
     sides = [rewards.detach()[mask] for mask in (al.label, ~al.label)]

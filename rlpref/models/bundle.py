@@ -11,7 +11,14 @@ from torch import Tensor, nn
 
 from rlpref.models.heads import ScalarHead
 from rlpref.models.reference import Reference
-from rlpref.ops.logps import Comparison, compare, completion_logits, token_logps
+from rlpref.ops.logps import (
+    Comparison,
+    compare,
+    completion_logits,
+    token_confidence,
+    token_forward_kl,
+    token_logps,
+)
 from rlpref.types import Sequences, TensorBatch, cat
 
 
@@ -48,6 +55,17 @@ class Models:
     def policy_logps(self, sequences: Sequences, entropy: bool = False) -> tuple[Tensor, Tensor | None]:
         """[B, T] log-probs (and entropies on demand) of the policy, with gradient."""
         return token_logps(self.policy, sequences, self.temperature, entropy)
+
+    def confidence(self, sequences: Sequences) -> tuple[Tensor, Tensor]:
+        """[B, T] log-probs of the policy, with gradient, and its confidence in each token (`token_confidence`)."""
+        return token_confidence(self.policy, sequences, self.temperature)
+
+    def forward_kl(self, sequences: Sequences) -> tuple[Tensor, Tensor]:
+        """[B, T] log-probs of the policy and KL(ref || policy) at each token, both with gradient."""
+        logits, first = completion_logits(self.policy, sequences, self.temperature)
+        with self.ref.active() as ref:
+            ref_logits, _ = completion_logits(ref, sequences, self.temperature)
+        return token_forward_kl(logits, ref_logits, first, sequences)
 
     def ref_logps(self, sequences: Sequences, reference: Reference | None = None) -> Tensor:
         """[B, T] log-probs of the reference, no gradient, in chunks."""

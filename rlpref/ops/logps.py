@@ -90,3 +90,34 @@ def _placed(values: Tensor, mask: Tensor, first: int) -> Tensor:
     """Back into [B, T]: zeros before `first` and wherever nothing is scored."""
     values = torch.where(mask, values, torch.zeros_like(values))
     return nn.functional.pad(values, (first, 0))
+
+
+def token_confidence(model: nn.Module, sequences: Sequences, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Log-probs of the completion tokens, and without gradient log p(token) - log sum over the vocabulary of p^2: how
+    sure the model is of the token, against how sure it is of anything. Zhou et al. 2024 (2406.11827), eq. 2.
+
+    Both are [B, T] in nats, aligned with `sequences.ids` and 0 outside `sequences.mask`.
+    """
+    logits, first = completion_logits(model, sequences, temperature)
+    targets, mask = _targets(sequences, first)
+    logps = logits.log_softmax(-1)
+    chosen = logps.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
+    confidence = chosen.detach() - (2 * logps.detach()).logsumexp(-1)
+    return _placed(chosen, mask, first), _placed(confidence, mask, first)
+
+
+def token_forward_kl(logits: Tensor, ref_logits: Tensor, first: int, sequences: Sequences) -> tuple[Tensor, Tensor]:
+    """Log-probs of the completion tokens and KL(ref || policy) of the next-token distribution at each, [B, T] in nats
+    and 0 outside the completions. Arguments as `completion_logits` gives them; the gradient is the policy's alone."""
+    targets, mask = _targets(sequences, first)
+    logps, ref_logps = logits.log_softmax(-1), ref_logits.log_softmax(-1)
+    chosen = logps.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
+    kl = (ref_logps.exp() * (ref_logps - logps)).sum(-1)
+    return _placed(chosen, mask, first), _placed(kl, mask, first)
+
+
+def decayed_sum(logps: Tensor, mask: Tensor, shared: Tensor, alpha: float) -> Tensor:
+    """[B] sum of [B, T] log-probs where `mask` holds, the tokens after the first `shared` [B] of each row weighted with
+    `alpha`. LD-DPO: Liu et al. 2024 (2409.06411), with the shorter answer's length as `shared`."""
+    beyond = mask.cumsum(1) > shared[:, None]
+    return (logps * torch.where(beyond, alpha, 1.0).to(logps)).sum(1)

@@ -8,13 +8,18 @@ from rlpref.algorithms.common import (
     choose_prompts,
     pair_logps,
     pair_loss,
-    pair_objective,
     require_equal,
     sample_answers,
     score,
     with_reference,
 )
+from rlpref.losses.inputs import PairLogps
+from rlpref.losses.modifiers import make_objective
 from rlpref.types import Prompts
+
+
+def objective(name, **hyperparameters):
+    return make_objective({"name": name} | hyperparameters, PairLogps)
 
 
 def prompts(n):
@@ -39,18 +44,20 @@ def test_prompts_are_chosen_in_another_order_each_time():
 
 
 def test_the_implicit_reward_is_scaled_by_what_the_loss_calls_its_strength():
-    assert pair_objective({"name": "dpo", "beta": 0.3})[1] == 0.3
-    assert pair_objective({"name": "ipo", "tau": 0.2, "normalize": "sum"})[1] == 0.2
+    assert objective("dpo", beta=0.3).scale == 0.3
+    assert objective("ipo", tau=0.2).scale == 0.2
+    assert objective("simpo").scale == 2.0
+    assert objective("simper").scale == 1.0
 
 
 def test_metrics_of_pairs_are_the_scaled_log_ratios(task, random_policy, testbed_models, testbed_data):
     models = testbed_models(task)
     data = testbed_data(task, models)
     models.policy.set_conditionals(random_policy(task, 1))
-    pairs = with_reference(models, data.train)
-    objective, scale = pair_objective({"name": "dpo", "beta": 0.3})
-    lp = pair_logps(models, pairs)
-    found = pair_loss(objective, scale, lp)
+    dpo = objective("dpo", beta=0.3)
+    pairs = with_reference(models, dpo, data.train)
+    lp = pair_logps(models, dpo, pairs)
+    found = pair_loss(dpo, dpo.scale, lp)
     ratios = 0.3 * (lp.chosen - pairs.ref_chosen), 0.3 * (lp.rejected - pairs.ref_rejected)
     torch.testing.assert_close(found.metrics["rewards/chosen"], ratios[0].detach())
     torch.testing.assert_close(found.metrics["rewards/margins"], (ratios[0] - ratios[1]).detach())
@@ -66,10 +73,10 @@ def test_metrics_of_pairs_are_the_scaled_log_ratios(task, random_policy, testbed
 
 def test_a_pair_with_weight_counts_by_it(task, testbed_models, testbed_data):
     models = testbed_models(task)
-    pairs = with_reference(models, testbed_data(task, models).train)
+    dpo = objective("dpo", beta=0.3)
+    pairs = with_reference(models, dpo, testbed_data(task, models).train)
     pairs.weight = torch.linspace(0, 1, len(pairs))
-    objective, scale = pair_objective({"name": "dpo", "beta": 0.3})
-    assert torch.equal(pair_loss(objective, scale, pair_logps(models, pairs)).weight, pairs.weight)
+    assert torch.equal(pair_loss(dpo, dpo.scale, pair_logps(models, dpo, pairs)).weight, pairs.weight)
 
 
 def test_samples_labels_and_tokens_are_counted(task, testbed_models, testbed_data):

@@ -11,7 +11,7 @@ DEVICE = torch.device("cpu")
 
 
 def offline(**loss):
-    return make_algorithm("offline", {"epochs": 1, "batch_size": 4, "loss": loss}, "offline")
+    return make_algorithm("offline", {"epochs": 1, "batch_size": 4, "loss": loss, "modifiers": {}}, "offline")
 
 
 def pairs(rows: int) -> PairLogps:
@@ -35,13 +35,13 @@ def test_each_block_has_the_loss_of_its_run(name, key):
 def test_equal_algorithms_stay_what_they_are():
     stacked = stack_algorithms([offline(name="dpo", beta=0.1)] * 2, DEVICE)
     assert stacked.scale == 0.1
-    assert stacked.objective.keywords == {"beta": 0.1}
+    assert stacked.objective.loss.keywords == {"beta": 0.1}
 
 
 def test_what_has_no_replica_axis_is_named():
     with pytest.raises(Unstackable, match="different losses"):
         stack_algorithms([offline(name="dpo", beta=0.1), offline(name="ipo", tau=0.1, normalize="sum")], DEVICE)
-    settings = {"epochs": 1, "batch_size": 4, "loss": {"name": "dpo", "beta": 0.1}}
+    settings = {"epochs": 1, "batch_size": 4, "loss": {"name": "dpo", "beta": 0.1}, "modifiers": {}}
     longer = make_algorithm("offline", settings | {"epochs": 2}, "offline")
     with pytest.raises(Unstackable, match="'epochs'"):
         stack_algorithms([offline(name="dpo", beta=0.1), longer], DEVICE)

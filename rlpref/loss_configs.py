@@ -1,0 +1,65 @@
+"""The configurations that nobody writes: for every registered loss one of the group `algorithm/loss`, with its
+hyperparameters, and for every loss that trains a policy on data one of the group `algorithm`.
+
+They are read from the source of rlpref/losses, not from its registry: composing a configuration must not wait for
+torch. A hyperparameter without a default is the run's beta."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+LOSSES = Path(__file__).parent / "losses"
+KINDS = {"PairLogps": "offline", "AnswerLogps": "unpaired", "ListLogps": "kwise"}  # of algorithm, by what a loss takes
+
+
+@dataclass
+class Signature:
+    """What the source says of a loss."""
+
+    name: str
+    takes: str  # the annotation of its first parameter
+    hyperparameters: dict[str, Any]
+
+
+def signatures() -> Iterator[Signature]:
+    """Of every function under `@register`, in the order of files and lines."""
+    for file in sorted(LOSSES.glob("*.py")):
+        for node in ast.parse(file.read_text(encoding="utf-8"), str(file)).body:
+            if isinstance(node, ast.FunctionDef) and any(_registers(d) for d in node.decorator_list):
+                yield _signature(node)
+
+
+def configs() -> Iterator[tuple[str, str, dict]]:
+    """(group, option, configuration) of each."""
+    for loss in signatures():
+        yield "algorithm/loss", loss.name, {"name": loss.name, **loss.hyperparameters}
+        if loss.takes in KINDS:
+            yield "algorithm", loss.name, _algorithm(loss)
+
+
+def _algorithm(loss: Signature) -> dict:
+    kind = KINDS[loss.takes]
+    parts = [{"loss": loss.name}, *([{"modifiers": "none"}] if kind == "offline" else [])]
+    return {
+        "defaults": [*parts, "_self_"],
+        "name": loss.name,
+        "kind": kind,
+        "epochs": "${budget.offline.epochs}",
+        "batch_size": "${budget.batch_size}",
+    }
+
+
+def _registers(decorator: ast.expr) -> bool:
+    called = decorator.func if isinstance(decorator, ast.Call) else decorator
+    return isinstance(called, ast.Name) and called.id == "register"
+
+
+def _signature(node: ast.FunctionDef) -> Signature:
+    first, *rest = node.args.args
+    defaults = [None] * (len(rest) - len(node.args.defaults)) + node.args.defaults
+    values = {p.arg: "${beta}" if d is None else ast.literal_eval(d) for p, d in zip(rest, defaults)}
+    return Signature(node.name, ast.unparse(first.annotation), values)
