@@ -139,7 +139,10 @@ LEFT_OUT = {  # what both offer and no row compares, and why
         {"nca", "bco_pair", "sppo", "aot_unpaired", "apo_zero", "apo_down"},
     ),
     "wpo": ("TRL's has no gradient: it multiplies the weight into the value in place", {"hinge"}),
-    "wpo with nll": ("TRL's weight multiplies the likelihood, too; ours is laid over the loss alone", {"any but dpo_nll"}),
+    "wpo with nll": (
+        "TRL's weight multiplies the likelihood, too; ours is laid over the loss alone",
+        {"any but dpo_nll"},
+    ),
 }
 
 

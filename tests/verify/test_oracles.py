@@ -122,6 +122,14 @@ def test_trl_has_no_gradient_of_a_weighted_hinge():
         value.backward()
 
 
+def test_trl_weights_the_likelihood_by_wpo_too():
+    oracle = next(each for each in ROWS if each.name == "ipo" and "nll" in each.modifiers)
+    weighted = replace(
+        oracle, modifiers={**oracle.modifiers, "wpo": True}, theirs=partial(oracle.theirs, weighting=True)
+    )
+    assert not compare(weighted, range(1)).within
+
+
 def test_trl_ignores_label_smoothing_of_dpo():
     tokens = draw(0, torch.float64)
     assert row("dpo").theirs(tokens, label_smoothing=0.2) == row("dpo").theirs(tokens)
