@@ -111,10 +111,10 @@ PLANTS = [
     Plant(
         "clip_takes_the_better",
         "PPO's clipping takes the more favourable of the two objectives",
-        "losses/tokens.py",
+        "losses/rollouts.py",
         "torch.maximum(-advantages * ratio",
         "torch.minimum(-advantages * ratio",
-        "losses/test_tokens.py",
+        "losses/test_rollouts.py",
     ),
     Plant(
         "mean_of_means",

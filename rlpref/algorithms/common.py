@@ -44,8 +44,9 @@ def require_columns(objective: Objective, batch: TensorBatch) -> None:
         )
 
 
+SCORES = "give every row 'chosen_score' and 'rejected_score', or choose another loss"
 FROM_DATA = {
-    "chosen_score": "give every row 'chosen_score' and 'rejected_score', or choose another loss",
+    **dict.fromkeys(("chosen_score", "margin", "chosen_target"), SCORES),
     "soft_label": "give every row 'soft_label', or choose another loss or modifier",
 }
 
