@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from rlpref.data.context import DataContext
@@ -13,6 +14,9 @@ from rlpref.models.reference import freeze
 from rlpref.models.tabular import TabularLM
 from rlpref.testbed.task import TestbedScorer, make_testbed
 from rlpref.testbed.tokenizer import testbed_tokenizer
+
+settings.register_profile("same every time", deadline=None, derandomize=True, max_examples=60)
+settings.load_profile("same every time")
 
 
 @pytest.fixture(autouse=True)

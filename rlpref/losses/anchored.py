@@ -33,7 +33,7 @@ def bco_pair(lp: PairLogps, beta: float, delta: float = 0.0) -> Tensor:
     return -logsigmoid(beta * chosen - delta) - logsigmoid(delta - beta * rejected)
 
 
-@register(at_ref="1 / (4 * beta**2)")
+@register(at_ref="((1 if labels == 'hard' else p) - 1/2)**2 / beta**2")
 def sppo(lp: PairLogps, beta: float, labels: Literal["hard", "soft"] = "hard") -> Tensor:
     """[(h_w - (P - 1/2)/beta)^2 + (h_l + (P - 1/2)/beta)^2] / 2 with P the probability that w beats l: 1, or with
     `labels: soft` the data's soft label. Wu et al. 2024 (2405.00675), eq. 4.7; beta is the paper's 1/eta."""
