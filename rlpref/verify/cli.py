@@ -52,7 +52,8 @@ def _print(rows: Sequence[Difference], dtype: str, seeds: int) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from rlpref.verify.oracles import LEFT_OUT, without_counterpart
+    from rlpref.verify.oracles import without_counterpart
+    from rlpref.verify.preferences import LEFT_OUT
 
     # A file has no width: there a row is never folded.
     console = Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else 240, soft_wrap=True)

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rlpref.verify.oracles import Oracle
-from rlpref.verify.tokens import draw
-from rlpref.verify.trl_losses import in_double
+from rlpref.verify.oracle import Oracle
+from rlpref.verify.tokens import Tokens, draw
+from rlpref.verify.trl_stubs import in_double
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5}
 
@@ -35,6 +35,13 @@ def apart(one: Tensor, other: Tensor) -> float:
     return float((one - other).abs().max() / other.abs().max().clamp(min=torch.finfo(other.dtype).tiny))
 
 
+def gradient(value: Tensor, tokens: Tokens) -> Tensor:
+    """Of every answer token's log-prob, then of every answer's reward."""
+    leaves = tokens.logps, tokens.rewards
+    logps, rewards = torch.autograd.grad(value, leaves, allow_unused=True, materialize_grads=True)
+    return torch.cat([logps[tokens.mask], rewards])
+
+
 def compare(oracle: Oracle, seeds: Sequence[int], dtype: torch.dtype = torch.float64) -> Difference:
     """Ours against TRL's on one random batch for each seed."""
     values, gradients = [], []
@@ -43,7 +50,7 @@ def compare(oracle: Oracle, seeds: Sequence[int], dtype: torch.dtype = torch.flo
         ours = oracle.value(tokens)
         with in_double() if oracle.in_double and dtype == torch.float64 else nullcontext():
             theirs = oracle.peer_value(tokens)
-            slopes = [torch.autograd.grad(value, tokens.logps)[0][tokens.mask] for value in (ours, theirs)]
+            slopes = [gradient(value, tokens) for value in (ours, theirs)]
         values.append(apart(ours.detach(), theirs.detach()))
         gradients.append(apart(*slopes))
     return Difference(oracle, _largest(values), _largest(gradients), TOLERANCE[dtype])

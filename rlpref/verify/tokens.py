@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from rlpref.losses.inputs import AnswerLogps, PairLogps
+from rlpref.losses.inputs import AnswerLogps, ListLogps, PairLogps, RewardPairs, RolloutLogps
 from rlpref.ops.logps import decayed_sum
 from rlpref.ops.masked import masked_mean
 from rlpref.types import TensorBatch
 
-ANSWERS, LONGEST = 16, 12
+ANSWERS, LONGEST, LIST = 16, 12, 4  # answers of a batch, tokens of an answer, answers to a prompt in a list
 
 
 @dataclass
@@ -28,6 +28,11 @@ class Tokens(TensorBatch):
     other_ref_logps: Tensor  # [N, T]
     mask: Tensor  # [N, T] bool
     label: Tensor  # [N] bool: desirable
+    old_logps: Tensor  # [N, T] of the policy that sampled
+    advantages: Tensor  # [N] of whole answers
+    scores: Tensor  # [N] external rewards
+    rewards: Tensor  # [N] of a reward model; a leaf
+    margin: Tensor  # [N] how much better the chosen answer of the pair is
 
     @property
     def lengths(self) -> Tensor:
@@ -47,16 +52,26 @@ def draw(seed: int, dtype: torch.dtype) -> Tokens:
     the policy that hinges bend."""
     generator = torch.Generator().manual_seed(seed)
 
-    def normal() -> Tensor:
-        return torch.randn(ANSWERS, LONGEST, generator=generator, dtype=torch.float64)
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(ANSWERS, *shape, generator=generator, dtype=torch.float64)
 
     lengths = 1 + torch.randperm(ANSWERS, generator=generator) % LONGEST
     mask = torch.arange(LONGEST) < lengths[:, None]
-    logits, other = 1.5 * normal(), 1.5 * normal()
-    pair = [other, other + 2.5 * normal()]
-    columns = [logits, logits + 2.5 * normal(), normal(), *(pair if seed % 2 == 0 else pair[::-1])]
-    drawn = [torch.where(mask, -softplus(column), 0.0).to(dtype) for column in columns]
-    return Tokens(drawn[0].requires_grad_(), *drawn[1:], mask=mask, label=torch.arange(ANSWERS) % 3 > 0)
+    logits, other = 1.5 * normal(LONGEST), 1.5 * normal(LONGEST)
+    pair = [other, other + 2.5 * normal(LONGEST)]
+    of_tokens = {
+        "logps": logits,
+        "ref_logps": logits + 2.5 * normal(LONGEST),
+        "log_sum_sq": normal(LONGEST),
+        **dict(zip(("other_logps", "other_ref_logps"), pair if seed % 2 == 0 else pair[::-1])),
+        "old_logps": logits + 0.4 * normal(LONGEST),
+    }
+    columns = {name: torch.where(mask, -softplus(column), 0.0).to(dtype) for name, column in of_tokens.items()}
+    columns |= {name: normal().to(dtype) for name in ("advantages", "scores", "rewards", "margin")}
+    tokens = Tokens(**columns, mask=mask, label=torch.arange(ANSWERS) % 3 > 0)
+    tokens.logps.requires_grad_()
+    tokens.rewards.requires_grad_()
+    return tokens
 
 
 def as_pairs(tokens: Tokens, ld_alpha: float = 1.0) -> PairLogps:
@@ -84,3 +99,34 @@ def as_answers(tokens: Tokens) -> AnswerLogps:
         label=tokens.label,
         mismatched=(tokens.other_logps - tokens.other_ref_logps).sum(1),
     )
+
+
+def as_lists(tokens: Tokens) -> ListLogps:
+    """What a loss on lists sees: four answers to each prompt."""
+    lists = {
+        "logps": tokens.logps.sum(1),
+        "ref_logps": tokens.ref_logps.sum(1),
+        "length": tokens.lengths,
+        "scores": tokens.scores,
+        "present": torch.ones_like(tokens.label),
+    }
+    return ListLogps(**{name: column.view(-1, LIST) for name, column in lists.items()})
+
+
+def as_rollouts(tokens: Tokens) -> RolloutLogps:
+    """What a policy-gradient loss sees: every token has the advantage of its answer."""
+    advantages = tokens.advantages[:, None].expand_as(tokens.logps)
+    return RolloutLogps(tokens.logps, tokens.old_logps, advantages, tokens.mask, tokens.ref_logps)
+
+
+def as_reward_pairs(tokens: Tokens) -> RewardPairs:
+    """What a reward model's loss sees."""
+    return RewardPairs(*tokens.rewards.chunk(2), margin=tokens.margin.chunk(2)[0])
+
+
+def view(tokens: Tokens, takes: type[TensorBatch], ld_alpha: float = 1.0) -> TensorBatch:
+    """These answers as a loss that takes such batches sees them."""
+    if takes is PairLogps:
+        return as_pairs(tokens, ld_alpha)
+    others = {AnswerLogps: as_answers, ListLogps: as_lists, RolloutLogps: as_rollouts, RewardPairs: as_reward_pairs}
+    return others[takes](tokens)

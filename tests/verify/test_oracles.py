@@ -9,10 +9,11 @@ import torch
 pytest.importorskip("trl")
 
 from rlpref.losses import LOSSES, make_loss
-from rlpref.verify import oracles as rows
-from rlpref.verify import trl_losses
+from rlpref.verify import trl_preferences, trl_stubs
 from rlpref.verify.compare import apart, compare
-from rlpref.verify.oracles import LEFT_OUT, Oracle, oracles, without_counterpart
+from rlpref.verify.oracle import Oracle
+from rlpref.verify.oracles import oracles, without_counterpart
+from rlpref.verify.preferences import ALPHA, LEFT_OUT
 from rlpref.verify.tokens import as_answers, as_pairs, draw
 
 ROWS = oracles()
@@ -39,7 +40,7 @@ def test_equal_in_single_precision_with_nothing_of_trl_changed(oracle):
 
 
 def test_every_loss_type_of_dpo_has_a_row():
-    kinds = [each.theirs.keywords["loss_type"] for each in ROWS if each.theirs.func is trl_losses.dpo]
+    kinds = [each.theirs.keywords["loss_type"] for each in ROWS if each.theirs.func is trl_preferences.dpo]
     assert {kind for kind in kinds if isinstance(kind, str)} == DPO_TYPES
 
 
@@ -99,10 +100,10 @@ def test_trl_computes_these_in_fp32_by_itself(name):
 
 
 def test_casts_are_lifted_only_within():
-    before = torch.get_default_dtype(), torch.Tensor.float, trl_losses.dpo_trainer.torch
-    with trl_losses.in_double():
+    before = torch.get_default_dtype(), torch.Tensor.float, trl_stubs.dpo_trainer.torch
+    with trl_stubs.in_double():
         assert torch.zeros(1).float().dtype == torch.float64
-    assert (torch.get_default_dtype(), torch.Tensor.float, trl_losses.dpo_trainer.torch) == before
+    assert (torch.get_default_dtype(), torch.Tensor.float, trl_stubs.dpo_trainer.torch) == before
     assert torch.zeros(1, dtype=torch.float64).float().dtype == torch.float32
 
 
@@ -145,7 +146,7 @@ def test_orpo_at_probability_one_in_single_precision():
     tokens = draw(0, torch.float32)
     tokens = replace(tokens, logps=torch.zeros_like(tokens.logps).requires_grad_())
     certain = torch.zeros(2, requires_grad=True)
-    theirs, *_ = trl_losses.trainer(trl_losses.ORPOTrainer, beta=0.1).odds_ratio_loss(certain, certain - 1)
+    theirs, *_ = trl_stubs.trainer(trl_preferences.ORPOTrainer, beta=0.1).odds_ratio_loss(certain, certain - 1)
     assert not torch.autograd.grad(theirs.sum(), certain)[0].isfinite().all()
     ours = row("orpo").value(tokens)
     assert ours.isfinite()
@@ -182,7 +183,7 @@ class TestTokens:
 
 
 def test_writing_of_a_row():
-    oracle = row("dpo", divergence="alpha", divergence_alpha=rows.ALPHA)
+    oracle = row("dpo", divergence="alpha", divergence_alpha=ALPHA)
     assert oracle.ours == "dpo(beta=0.1) + divergence alpha + divergence_alpha 0.3"
     assert row("dpo", wpo=True).ours == "dpo(beta=0.1) + wpo"
     assert row("dpo_nll").trl == "dpo sigmoid+sft weights=1.0+0.7, beta=0.1"
