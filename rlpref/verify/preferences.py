@@ -12,16 +12,15 @@ from torch import Tensor
 from rlpref.binding import ConfigError
 from rlpref.losses.tokens import nll
 from rlpref.ops.masked import masked_mean
-from rlpref.verify import trl_preferences
+from rlpref.verify import trl_preferences as trl
 from rlpref.verify.oracle import Oracle
 
 
 def of_dpo(ours: Mapping[str, Any], loss_type: str, beta: float = 0.1, factor: float = 1.0, **settings) -> Oracle:
     """A row of DPOTrainer; `settings` are TRL's."""
     options = {key: settings.pop(key) for key in ("note", "in_double") if key in settings}
-    return Oracle(
-        ours, partial(trl_preferences.dpo, loss_type=loss_type, beta=beta, **settings), factor=factor, **options
-    )
+    theirs = partial(trl.dpo, loss_type=loss_type, beta=beta, **settings)
+    return Oracle(ours, theirs, factor=factor, **options)
 
 
 DPO = [
@@ -108,26 +107,26 @@ SFT = {"coef": 1.0, "over": "chosen", "reduce": "token"}
 NLL = [
     Oracle(
         {"name": "nll"},
-        partial(trl_preferences.dpo, loss_type="sft", beta=0.1),
+        partial(trl.dpo, loss_type="sft", beta=0.1),
         outside=lambda tokens: masked_mean(*_chosen(nll(tokens.logps), tokens.mask)),
         note="mean over all tokens of the minibatch",
     ),
     Oracle(
         {"name": "dpo_nll", "beta": 0.1, "alpha": 0.7},
-        partial(trl_preferences.dpo, loss_type=["sigmoid", "sft"], weights=[1.0, 0.7], beta=0.1),
+        partial(trl.dpo, loss_type=["sigmoid", "sft"], weights=[1.0, 0.7], beta=0.1),
         pair_by_pair=True,
         note=TOKEN_MEAN,
     ),
     Oracle(
         {"name": "dpo_nll", "beta": 0.1, "alpha": 0.7},
-        partial(trl_preferences.dpo, loss_type=["sigmoid", "sft"], weights=[1.0, 0.7], beta=0.1, weighting=True),
+        partial(trl.dpo, loss_type=["sigmoid", "sft"], weights=[1.0, 0.7], beta=0.1, weighting=True),
         {"wpo": True},
         pair_by_pair=True,
         note=TOKEN_MEAN,
     ),
     Oracle(
         {"name": "ipo", "tau": 0.1, "normalize": "mean"},
-        partial(trl_preferences.dpo, loss_type=["ipo", "sft"], beta=0.1),
+        partial(trl.dpo, loss_type=["ipo", "sft"], beta=0.1),
         {"nll": SFT},
         pair_by_pair=True,
         note=TOKEN_MEAN,
@@ -136,53 +135,53 @@ NLL = [
 UNPAIRED = [
     Oracle(
         {"name": "kto", "beta": 0.1, "desirable_weight": 1.3, "undesirable_weight": 0.8},
-        partial(trl_preferences.kto, loss_type="kto", beta=0.1, desirable=1.3, undesirable=0.8),
+        partial(trl.kto, loss_type="kto", beta=0.1, desirable=1.3, undesirable=0.8),
     ),
     Oracle(
         {"name": "apo_zero_unpaired", "beta": 0.1},
-        partial(trl_preferences.kto, loss_type="apo_zero_unpaired", beta=0.1),
+        partial(trl.kto, loss_type="apo_zero_unpaired", beta=0.1),
     ),
 ]
 REFERENCE_FREE = [
     Oracle(
         {"name": "cpo", "beta": 0.1, "alpha": 0.7},
-        partial(trl_preferences.cpo, loss_type="sigmoid", beta=0.1, nll=0.7),
+        partial(trl.cpo, loss_type="sigmoid", beta=0.1, nll=0.7),
         pair_by_pair=True,
         note=TOKEN_MEAN,
     ),
     Oracle(
         {"name": "slic", "delta": 1.0, "beta": 0.1, "lam": 0.7},
-        partial(trl_preferences.cpo, loss_type="hinge", beta=0.1, nll=0.7),
+        partial(trl.cpo, loss_type="hinge", beta=0.1, nll=0.7),
         pair_by_pair=True,
         note=TOKEN_MEAN,
     ),
     Oracle(
         {"name": "simpo", "beta": 2.0, "gamma": 0.8},
-        partial(trl_preferences.cpo, loss_type="simpo", beta=2.0, gamma=0.8),
+        partial(trl.cpo, loss_type="simpo", beta=2.0, gamma=0.8),
     ),
     Oracle(
         {"name": "simpo", "beta": 2.0, "gamma": 0.8},
-        partial(trl_preferences.cpo, loss_type="simpo", beta=2.0, gamma=0.8, nll=1.0),
+        partial(trl.cpo, loss_type="simpo", beta=2.0, gamma=0.8, nll=1.0),
         {"nll": SFT},
         pair_by_pair=True,
         note=TOKEN_MEAN,
     ),
     Oracle(
         {"name": "alphapo", "beta": 2.5, "gamma": 0.3, "alpha": 0.25},
-        partial(trl_preferences.cpo, loss_type="simpo", beta=2.5, gamma=0.3, alpha=0.25),
+        partial(trl.cpo, loss_type="simpo", beta=2.5, gamma=0.3, alpha=0.25),
     ),
     Oracle(
         {"name": "orpo", "beta": 0.1},
-        partial(trl_preferences.orpo, beta=0.1),
+        partial(trl.orpo, beta=0.1),
         pair_by_pair=True,
         in_double=True,
         note="TRL's odds are fp32, infinite at a probability of 1; its NLL is over prompt and answer: no prompt here",
     ),
-    Oracle({"name": "cpo", "beta": 0.1, "alpha": 0.0}, partial(trl_preferences.tpo, loss_type="sigmoid", beta=0.1)),
-    Oracle({"name": "slic", "beta": 0.1, "lam": 0.0}, partial(trl_preferences.tpo, loss_type="hinge", beta=0.1)),
+    Oracle({"name": "cpo", "beta": 0.1, "alpha": 0.0}, partial(trl.tpo, loss_type="sigmoid", beta=0.1)),
+    Oracle({"name": "slic", "beta": 0.1, "lam": 0.0}, partial(trl.tpo, loss_type="hinge", beta=0.1)),
     Oracle(
         {"name": "simpo", "beta": 2.0, "gamma": 0.8},
-        partial(trl_preferences.tpo, loss_type="tpo-l", beta=2.0, gamma=0.8, nll=1.0),
+        partial(trl.tpo, loss_type="tpo-l", beta=2.0, gamma=0.8, nll=1.0),
         {"nll": SFT},
         pair_by_pair=True,
         note="the chosen answer is TPO's gold one",
@@ -192,18 +191,18 @@ LOG_RATIOS = "TRL's function of log-probs, given log-ratios"
 BY_HAND = [  # what DPOTrainer does not do
     Oracle(
         {"name": "dpo", "beta": 0.1, "label_smoothing": 0.2},
-        partial(trl_preferences.cpo_of_log_ratios, loss_type="sigmoid", beta=0.1, label_smoothing=0.2),
+        partial(trl.cpo_of_log_ratios, loss_type="sigmoid", beta=0.1, label_smoothing=0.2),
         note=LOG_RATIOS,
     ),
     Oracle(
         {"name": "ipo", "tau": 0.1, "normalize": "sum"},
-        partial(trl_preferences.cpo_of_log_ratios, loss_type="ipo", beta=0.1),
+        partial(trl.cpo_of_log_ratios, loss_type="ipo", beta=0.1),
         note=LOG_RATIOS,
     ),
 ]
 REWARD_MODELS = [
-    Oracle({"name": "bradley_terry"}, partial(trl_preferences.reward)),
-    Oracle({"name": "bt_margin"}, partial(trl_preferences.reward, margin=True)),
-    Oracle({"name": "bt_center", "coef": 0.05}, partial(trl_preferences.reward, centering=0.05)),
+    Oracle({"name": "bradley_terry"}, partial(trl.reward)),
+    Oracle({"name": "bt_margin"}, partial(trl.reward, margin=True)),
+    Oracle({"name": "bt_center", "coef": 0.05}, partial(trl.reward, centering=0.05)),
 ]
 ROWS = [*DPO, *F_DPO, *modified(), *NLL, *UNPAIRED, *REFERENCE_FREE, *BY_HAND, *REWARD_MODELS]

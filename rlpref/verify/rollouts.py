@@ -31,7 +31,12 @@ ROWS = [
         partial(grpo, loss_type="cispo", high=1.2),
         note="TRL's epsilon_high is the ratio's bound, 1 + ours",
     ),
-    Oracle({"name": "sapo", "tau_pos": 1.0, "tau_neg": 1.05}, partial(grpo, loss_type="sapo", **SAPO)),
+    Oracle(
+        {"name": "sapo", "tau_pos": 1.0, "tau_neg": 1.05},
+        partial(grpo, loss_type="sapo", **SAPO),
+        in_double=True,
+        note="TRL's temperatures are fp32",
+    ),
     Oracle({"name": "vespo"}, partial(grpo, loss_type="vespo", **VESPO)),
     Oracle({"name": "gspo", **RANGES}, partial(grpo, loss_type="grpo", level="sequence", low=0.1, high=0.15)),
     Oracle(
@@ -42,6 +47,7 @@ ROWS = [
     Oracle({"name": "luspo", **RANGES}, partial(grpo, loss_type="luspo", level="sequence", low=0.1, high=0.15)),
     Oracle({"name": "gmpo", "cliprange": 0.1}, partial(gmpo, low=0.1, high=0.1)),
     Oracle({"name": "ppo_clip_answer", "cliprange": 0.2}, partial(rloo)),
+    Oracle({"name": "a_star_po", "beta": 0.1}, partial(a2po, beta=0.1)),
     Oracle(
         {"name": "a2po", "beta": 0.1, "value_beta": 0.5},
         partial(a2po, beta=0.1, value_beta=0.5),

@@ -70,13 +70,15 @@ def gmpo(tokens: Tokens, low: float = 0.4, high: float = 0.4) -> Tensor:
     return _policy_gradient(GMPOTrainer, tokens, low, high)
 
 
-def a2po(tokens: Tokens, beta: float, value_beta: float) -> Tensor:
-    """A2POTrainer with the optimal value from the answers themselves, four to a prompt; `beta` is its beta2."""
+def a2po(tokens: Tokens, beta: float, value_beta: float | None = None) -> Tensor:
+    """A2POTrainer; `beta` is its beta2. The optimal value is that of the answers themselves, four to a prompt, at
+    `value_beta`, its beta1; without one it is 0 and rewards are the advantages."""
+    rewards, values = tokens.advantages, torch.zeros_like(tokens.advantages)
+    if value_beta:
+        rewards, lists = tokens.scores, tokens.scores.view(-1, LIST)
+        of_lists = value_beta * (torch.logsumexp(lists / value_beta, dim=1) - math.log(LIST))  # as its stage 1 has it
+        values = of_lists.repeat_interleave(LIST)
     made = trainer(A2POTrainer, args=SimpleNamespace(beta2=beta), _get_sequence_logps=lambda *_: tokens.logps.sum(1))
-    rewards = tokens.scores.view(-1, LIST)
-    values = value_beta * (
-        torch.logsumexp(rewards / value_beta, dim=1) - math.log(LIST)
-    )  # its _estimate_optimal_values
     inputs = dict.fromkeys(("input_ids", "attention_mask", "logits_to_keep"))
-    inputs |= {"ref_logps": tokens.ref_logps.sum(1), "rewards": tokens.scores, "v_star": values.repeat_interleave(LIST)}
+    inputs |= {"ref_logps": tokens.ref_logps.sum(1), "rewards": rewards, "v_star": values}
     return made.compute_loss(None, inputs)

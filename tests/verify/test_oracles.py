@@ -9,7 +9,7 @@ import torch
 pytest.importorskip("trl")
 
 from rlpref.losses import LOSSES, make_loss
-from rlpref.verify import trl_preferences, trl_stubs
+from rlpref.verify import trl_preferences, trl_rollouts, trl_stubs
 from rlpref.verify.compare import apart, compare
 from rlpref.verify.oracle import Oracle
 from rlpref.verify.oracles import oracles, without_counterpart
@@ -42,6 +42,11 @@ def test_equal_in_single_precision_with_nothing_of_trl_changed(oracle):
 def test_every_loss_type_of_dpo_has_a_row():
     kinds = [each.theirs.keywords["loss_type"] for each in ROWS if each.theirs.func is trl_preferences.dpo]
     assert {kind for kind in kinds if isinstance(kind, str)} == DPO_TYPES
+
+
+def test_every_loss_type_of_grpo_has_a_row():
+    kinds = {each.theirs.keywords["loss_type"] for each in ROWS if each.theirs.func is trl_rollouts.grpo}
+    assert kinds == {"grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo", "vespo"}
 
 
 def test_every_registered_loss_is_compared_or_listed():
@@ -85,7 +90,7 @@ def test_nan_is_a_difference():
     assert apart(one + 0.2, one) == pytest.approx(0.1)
 
 
-@pytest.mark.parametrize("name", ["exo", "orpo", "f_dpo"])
+@pytest.mark.parametrize("name", ["exo", "orpo", "f_dpo", "sapo"])
 def test_trl_computes_these_in_fp32_by_itself(name):
     """Why `in_double` is needed, and that it is asked for nowhere else."""
     oracle = next(each for each in ROWS if each.name == name and each.in_double)
@@ -96,7 +101,7 @@ def test_trl_computes_these_in_fp32_by_itself(name):
     else:
         assert not compare(plain, range(1)).within
     marked = {each.name for each in ROWS if each.in_double and "divergence_alpha" not in each.modifiers}
-    assert marked == {"exo", "orpo", "f_dpo"}
+    assert marked == {"exo", "orpo", "f_dpo", "sapo"}
 
 
 def test_casts_are_lifted_only_within():
@@ -174,6 +179,15 @@ class TestTokens:
         margins = torch.cat([lp.chosen - lp.ref_chosen - lp.rejected + lp.ref_rejected for lp in lps])
         assert (0.2 * margins > 1).any()
         assert (0.2 * margins < 1).any()
+
+    def test_ratios_are_clipped_on_both_sides_at_both_signs(self):
+        drawn = [draw(seed, torch.float64) for seed in range(4)]
+        ratios = torch.cat([(tokens.logps - tokens.old_logps).exp()[tokens.mask] for tokens in drawn])
+        up = torch.cat([(tokens.advantages[:, None] > 0).expand_as(tokens.mask)[tokens.mask] for tokens in drawn])
+        for sign in (up, ~up):
+            assert (ratios[sign] > 1.3).any()
+            assert (ratios[sign] < 0.8).any()
+            assert ((ratios[sign] > 0.8) & (ratios[sign] < 1.2)).any()
 
     def test_pairs_keep_their_rows(self):
         tokens = draw(0, torch.float64)
