@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from types import SimpleNamespace
 
 import torch
 from torch import Tensor
-
-from rlpref.verify.tokens import Tokens
-from rlpref.verify.trl_stubs import scored, trainer, two_words, with_prompt
-
-os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # its notice that CPO, ORPO and TPO may move
-
 from trl import DPOTrainer, KTOTrainer, RewardTrainer
 from trl.experimental.cpo import CPOTrainer
 from trl.experimental.orpo import ORPOTrainer
 from trl.experimental.tpo import TPOTrainer
+
+from rlpref.verify.tokens import Tokens
+from rlpref.verify.trl_stubs import scored, trainer, two_words, with_prompt
 
 
 def dpo(

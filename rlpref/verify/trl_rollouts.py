@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import math
-import os
 from types import SimpleNamespace
 
 import torch
 from torch import Tensor
-
-from rlpref.verify.tokens import LIST, Tokens
-from rlpref.verify.trl_stubs import trainer
-
-os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # its notice that A2PO and GMPO may move
-
 from trl import GRPOTrainer, RLOOTrainer
 from trl.experimental.a2po import A2POTrainer
 from trl.experimental.gmpo import GMPOTrainer
+
+from rlpref.verify.tokens import LIST, Tokens
+from rlpref.verify.trl_stubs import trainer
 
 
 def _policy_gradient(kind: type, tokens: Tokens, low: float, high: float, **settings) -> Tensor:

@@ -29,14 +29,14 @@ def row(name: str, **modifiers) -> Oracle:
 
 @pytest.mark.parametrize("oracle", ROWS, ids=[f"{each.ours}-{each.trl}" for each in ROWS])
 def test_equal_in_double_precision(oracle):
-    difference = compare(oracle, range(4))
+    difference = compare(oracle, range(3))
     assert difference.tolerance == 1e-12
     assert difference.within, difference
 
 
 @pytest.mark.parametrize("oracle", ROWS, ids=[f"{each.ours}-{each.trl}" for each in ROWS])
 def test_equal_in_single_precision_with_nothing_of_trl_changed(oracle):
-    assert compare(oracle, range(2), torch.float32).within
+    assert compare(oracle, [3], torch.float32).within
 
 
 def test_every_loss_type_of_dpo_has_a_row():
