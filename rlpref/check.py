@@ -9,12 +9,14 @@ from typing import Any, Literal
 
 from rlpref import checkpoint
 from rlpref.algorithms import Algorithm, make_algorithm
+from rlpref.algorithms.reference import check_rule
 from rlpref.binding import ConfigError, bind, choose, did_you_mean, hyperparameters
 from rlpref.data.sources import SOURCES
 from rlpref.losses import LOSSES
 from rlpref.models.gguf import smollm2_135m
 from rlpref.models.llama2c import stories260k
-from rlpref.models.lm import check_precision, hf
+from rlpref.models.lm import check_precision, hf, wants_adapter
+from rlpref.models.reference_rule import ReferenceRule, reference_rule
 from rlpref.rewards.gold import VaderScorer
 from rlpref.testbed.coverage import pair_distribution
 from rlpref.testbed.models import TESTBED_MODELS
@@ -27,7 +29,8 @@ from rlpref.update import OptimizerSettings
 LANGUAGE_MODELS = {"hf": hf, "smollm2_135m": smollm2_135m, "stories260k": stories260k}
 MODELS = TESTBED_MODELS | LANGUAGE_MODELS
 SECTIONS = (
-    *("algorithm", "model", "data", "reward", "budget", "evaluation", "optimizer", "logger", "training", "testbed"),
+    *("algorithm", "model", "data", "reward", "reference", "budget", "evaluation", "optimizer", "logger"),
+    *("training", "testbed"),
     *("beta", "temperature", "seed", "replicas", "init", "device", "threads"),
 )
 POSITIVE = {"rounds", "epochs", "batch_size", "prompts_per_round", "k", "times", "prompts", "pairs"}
@@ -46,6 +49,7 @@ class Checked:
 
     algorithm: Algorithm
     model: Any  # what builds the model, settings bound
+    reference: ReferenceRule
     evaluation: tuple[int, dict]
     training: TrainingSettings
     optimizer: OptimizerSettings
@@ -85,6 +89,7 @@ def check(config: dict, overridden: tuple[str, ...] = ()) -> Checked:
     return Checked(
         made,
         builder,
+        _check_reference(config, made),
         (evaluation.pop("times"), evaluation),
         bind(TrainingSettings, config["training"], "training")(),
         bind(OptimizerSettings, config["optimizer"], "optimizer")(),
@@ -257,6 +262,18 @@ def _check_reward(config: dict, algorithm: Algorithm) -> None:
             raise ConfigError("reward 'proxy' is made from the testbed's gold reward: it needs model=tabular or tiny.")
         if not reward["nu"] > 0:
             raise ConfigError(f"reward.nu must be above 0, not {reward['nu']}.")
+
+
+def _check_reference(config: dict, algorithm: Algorithm) -> ReferenceRule:
+    """The rule of the reference, where the algorithm and the model can follow it."""
+    rule, settings, model = reference_rule(**config["reference"]), config["algorithm"], config["model"]
+    check_rule(rule, algorithm, settings["kind"], settings["name"])
+    if rule.kind == "adapter_off" and not wants_adapter(model.get("lora")):
+        raise ConfigError(
+            f"model '{model['kind']}' has no adapter to switch off for reference 'adapter_off': "
+            "set model.lora.r on a language model, or reference=initial."
+        )
+    return rule
 
 
 def trained_weights(run_folder: str | os.PathLike, name: str) -> Path:

@@ -47,10 +47,18 @@ PLANTS = [
     Plant(
         "reference_moves",
         "the reference follows the policy though the setting says `initial`",
-        "algorithms/iterative.py",
-        'if self.reference == "previous" and round.index > 0:',
-        "if round.index > 0:",
-        "algorithms/test_iterative.py",
+        "models/reference_rule.py",
+        "return snapshot(policy) if self.moves else initial",
+        "return Reference(policy, adapter_off=False)",
+        "models/test_reference_rule.py",
+    ),
+    Plant(
+        "stale_reference",
+        "after the reference has moved, the loss goes on with the log-probs that were stored before",
+        "algorithms/common.py",
+        "if not objective.reads_reference or models.rule.moves_within_rounds:",
+        "if not objective.reads_reference:",
+        "test_reference_runs.py",
     ),
     Plant(
         "whitening_over_padding",

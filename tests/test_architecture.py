@@ -15,7 +15,7 @@ LAYERS = [
     {"types", "binding", "progress", "loss_configs"},
     {"ops"},
     {"losses", "models"},
-    {"rollout", "testbed", "rewards"},
+    {"rollout", "testbed", "rewards", "catalogue"},
     {"data"},
     {"algorithms", "evaluation", "logging", "checkpoint"},
     {"update"},

@@ -73,6 +73,17 @@ CASES = {
         *ONE_EACH,
     ],
     "hf experiment": [*runs.TINY, "experiment=sentiment", *HF, "algorithm.batch_size=8"],
+    "hf sentiment lora, adapter off": [
+        *[*runs.TINY, *HF, "data=sentiment", "data.prompts=60", "model.lora.r=2", "reference=adapter_off"],
+        "algorithm.batch_size=8",
+    ],
+    "hf sentiment lora sync": [
+        *[*runs.TINY, *HF, "data=sentiment", "data.prompts=60", "model.lora.r=2"],
+        *["reference=sync", "reference.every=1", "algorithm.batch_size=8"],
+    ],
+    "none": [*runs.TESTBED, "algorithm=simpo", "algorithm.batch_size=16", "reference=none"],
+    "previous": [*runs.TESTBED, *M["iterative_dpo"], "reference=previous"],
+    "ema": [*runs.TESTBED, *M["ppo"], "reference=ema", "reference.every=1"],
     "hf hh experiment": [*runs.TINY, "experiment=hh", *HF, "data.path={hh}", "algorithm.batch_size=8"],
     "demo": [*runs.TESTBED, "experiment=demo", *M["dpo"]],
     "convergence": [*runs.TESTBED, "experiment=convergence", *M["ipo"]],
@@ -232,6 +243,19 @@ def test_a_language_model_gives_the_same_numbers_again(case, places, tmp_path):
     two_steps(CASES["hf jsonl"], places, tmp_path / "between")
     assert two_steps(CASES[case], places, tmp_path / "second") == first
     assert runs.weights(tmp_path / "second") == runs.weights(tmp_path / "first")
+
+
+def test_a_run_from_a_trained_adapter_may_be_compared_with_the_base(places, tmp_path):
+    """The loss sees the base model under the adapter, the evaluator the policy that the run started from."""
+    off = CASES["hf sentiment lora, adapter off"]
+    two_steps(off, places, tmp_path / "first")
+    rows = two_steps([*off, f"init={tmp_path / 'first'}"], places, tmp_path / "second")
+    cards = [json.loads((tmp_path / name / "run.json").read_text()) for name in ("first", "second")]
+    hashes = [runs.read_rows(tmp_path / name / "reference.jsonl") for name in ("first", "second")]
+    assert hashes[0] == hashes[1] == [{"step": 0, "round": 0, "hash": cards[0]["reference_hash"]}]
+    assert cards[1]["reference_hash"] != cards[0]["reference_hash"]
+    assert rows[0]["eval/kl"] == pytest.approx(0, abs=1e-6)
+    assert next(row for row in rows if "rewards/chosen" in row)["rewards/chosen"] != 0
 
 
 def test_a_prompt_and_an_answer_longer_than_the_model_reads_are_refused(places, tmp_path):

@@ -40,7 +40,6 @@ ITERATIVE = {
     "prompts_per_round": 4,
     "k": 4,
     "pairing": "bradley_terry",
-    "reference": "initial",
     "data": "fresh",
     "loss": {"name": "ipo", "tau": 0.3, "normalize": "mean"},
 }

@@ -14,6 +14,7 @@ from rlpref.losses.bounds import counted
 from rlpref.losses.inputs import PairLogps
 from rlpref.losses.modifiers import Objective
 from rlpref.models.bundle import Models
+from rlpref.models.reference import Reference
 from rlpref.ops.blocks import chosen_rows, spread
 from rlpref.ops.logps import decayed_sum
 from rlpref.ops.masked import masked_mean
@@ -22,13 +23,20 @@ from rlpref.types import Pairs, Prompts, Rollouts, Samples, Sequences, TensorBat
 
 
 def with_reference(models: Models, objective: Objective, pairs: Pairs) -> Pairs:
-    """The pairs with the reference's log-probs filled in where the objective reads them, so that epochs do not compute
-    them again. Raises ConfigError for a column that it reads and the data do not have."""
+    """The pairs with the reference's log-probs stored where the objective reads them, so that epochs do not compute
+    them again; without them where they would go stale before the round ends. Raises ConfigError for a column that
+    the objective reads and the data do not have."""
     require_columns(objective, pairs)
-    if not objective.reads_reference:
+    if not objective.reads_reference or models.rule.moves_within_rounds:
         return pairs
+    return at_reference(models, objective, pairs)
+
+
+def at_reference(models: Models, objective: Objective, pairs: Pairs, reference: Reference | None = None) -> Pairs:
+    """The pairs with the log-probs of the given reference, or of the models' as it is now."""
     chosen, rejected = (
-        answer_sums(objective, models.ref_logps(side), side, pairs) for side in (pairs.chosen, pairs.rejected)
+        answer_sums(objective, models.ref_logps(side, reference), side, pairs)
+        for side in (pairs.chosen, pairs.rejected)
     )
     return replace(pairs, ref_chosen=chosen, ref_rejected=rejected)
 
@@ -61,8 +69,8 @@ def answer_sums(objective: Objective, logps: Tensor, side: Sequences, pairs: Pai
 
 
 def pair_logps(models: Models, objective: Objective, pairs: Pairs) -> PairLogps:
-    """All that the objective reads: one pass of the policy over chosen and rejected together, beside the stored
-    log-probs of the reference."""
+    """All that the objective reads: one pass of the policy over chosen and rejected together, beside the log-probs of
+    the reference: the stored ones, or else those of now."""
     both = cat([pairs.chosen, pairs.rejected]).trimmed()
     n, reads, more = len(pairs), objective.reads, {}
     if "chosen_confidence" in reads:
@@ -76,6 +84,8 @@ def pair_logps(models: Models, objective: Objective, pairs: Pairs) -> PairLogps:
     chosen, rejected = (
         answer_sums(objective, logps[rows], both[rows], pairs) for rows in (slice(0, n), slice(n, 2 * n))
     )
+    if objective.reads_reference and pairs.ref_chosen is None:
+        pairs = at_reference(models, objective, pairs)
     nothing = torch.zeros_like(chosen.detach())
     return PairLogps(
         chosen=chosen,
@@ -116,7 +126,10 @@ def pair_loss(objective: Objective, scale: float | Tensor, lp: PairLogps) -> Los
 
 
 def check_pair_start(models: Models, objective: Objective, pairs: Pairs) -> None:
-    """At step 0 the policy is the reference: both log-ratios vanish and the loss is what it is at no change."""
+    """At step 0 the policy is the reference: both log-ratios vanish and the loss is what it is at no change. Where it
+    need not be the loss's reference, it still is the policy that was there before training."""
+    if not models.starts_at_reference:
+        pairs = at_reference(models, objective, pairs, models.initial)
     with torch.no_grad():
         lp = pair_logps(models, objective, pairs)
     if not objective.reads_reference:
@@ -221,9 +234,12 @@ def after_eos_rule(scores: Tensor, finished: Tensor, rule: str, penalty: float |
 
 
 def check_rollout_start(models: Models, batch: Rollouts) -> None:
-    """At step 0 the policy is the reference and still the policy that sampled: no KL, every ratio 1."""
+    """At step 0 the policy is the reference (or at least the policy before training) and still the policy that
+    sampled: no KL, every ratio 1."""
     slack = tolerance(models, batch.sequences.lengths)
-    drift = (batch.logps - batch.ref_logps).sum(1).abs().max()
+    at_start = models.starts_at_reference
+    ref_logps = batch.ref_logps if at_start else models.ref_logps(batch.sequences, models.initial)
+    drift = (batch.logps - ref_logps).sum(1).abs().max()
     require_equal("the KL of every sample", float(drift), 0.0, slack)
     with torch.no_grad():
         ratio = (models.policy_logps(batch.sequences)[0] - batch.logps).exp()
