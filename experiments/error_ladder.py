@@ -24,11 +24,12 @@ import torch
 import yaml
 
 from rlpref import checkpoint
-from rlpref.algorithms.common import pair_objective
 from rlpref.binding import ConfigError, choose
 from rlpref.build import Parts, build
 from rlpref.check import check, trained_weights
 from rlpref.logging.folder import write_atomically
+from rlpref.losses.inputs import PairLogps
+from rlpref.losses.modifiers import make_modifiers, make_objective
 from rlpref.report import Sweep, load, mean_interval
 from rlpref.report.figures import save
 from rlpref.report.ladder import ladder_figure
@@ -46,7 +47,7 @@ METHOD = ["method", "reward"]
 
 def offline(config: dict, folder: Path, parts: Parts, ref: torch.Tensor, learner: Learner) -> Ladder:
     """Any pair loss on the fixed pairs."""
-    loss, _ = pair_objective(config["algorithm"]["loss"])
+    loss = make_objective(config["algorithm"]["loss"], (PairLogps,))
     pairs = ladder.counted_pairs(parts.task, parts.data.train.chosen, parts.data.train.rejected)
     return ladder.pair_ladder(parts.task, ref, *_data(config, parts, ref), loss, pairs, learner)
 
@@ -72,7 +73,9 @@ def iterative(config: dict, folder: Path, parts: Parts, ref: torch.Tensor, learn
         collected = from_nested(checkpoint.load(last, {})["experience"])
         pairs = ladder.counted_pairs(parts.task, collected.chosen, collected.rejected)
     rewards = ladder.scored_answers(parts.task, parts.models.reward)
-    return ladder.iterative_ladder(parts.task, ref, rewards, config["beta"], pair_objective(loss)[0], pairs, learner)
+    return ladder.iterative_ladder(
+        parts.task, ref, rewards, config["beta"], make_objective(loss, (PairLogps,)), pairs, learner
+    )
 
 
 def on_policy(config: dict, folder: Path, parts: Parts, ref: torch.Tensor, learner: Learner) -> Ladder:
@@ -108,6 +111,8 @@ def climb(folder: Path, model_steps: int = MODEL_STEPS) -> dict:
     config = yaml.safe_load((folder / "config.yaml").read_text())
     torch.set_num_threads(config["threads"] or torch.get_num_threads())
     rungs_of = choose(KINDS, config["algorithm"]["kind"], "algorithm kind with a ladder")
+    if make_modifiers(config["algorithm"].get("modifiers") or {}).used:
+        raise ConfigError(f"{folder}: a ladder needs a loss without modifiers.")
     if config["reference"]["kind"] != "initial":
         raise ConfigError(f"the ladder knows reference 'initial' alone; {folder} has '{config['reference']['kind']}'.")
     parts = build(config, check(config))

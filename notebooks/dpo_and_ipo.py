@@ -29,7 +29,7 @@ targets = {}
 for name, loss in losses.items():
     value = loss(pairs)
     (slope,) = torch.autograd.grad(value.sum(), margins)
-    targets[name] = float(margins[slope.abs().argmin()])
+    targets[name] = float(margins[slope.abs().argmin()].detach())
     axes[0].plot(margins.detach(), value.detach() / value.detach().max(), label=name)
     axes[1].plot(margins.detach(), -slope / slope.abs().max(), label=name)
 axes[0].set(xlabel="margin, nats", ylabel="loss / its largest value here")

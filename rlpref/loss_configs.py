@@ -14,6 +14,7 @@ from typing import Any
 
 LOSSES = Path(__file__).parent / "losses"
 ON_DATA = ("PairLogps", "AnswerLogps", "ListLogps")  # what losses take that train a policy on data
+TAKEN = (*ON_DATA, "RewardPairs")  # by some algorithm
 
 
 @dataclass
@@ -34,9 +35,10 @@ def signatures() -> Iterator[Signature]:
 
 
 def configs() -> Iterator[tuple[str, str, dict]]:
-    """(group, option, configuration) of each."""
+    """(group, option, configuration) of each. Losses of rollouts have none: their algorithms choose them."""
     for loss in signatures():
-        yield "algorithm/loss", loss.name, {"name": loss.name, **loss.hyperparameters}
+        if loss.takes in TAKEN:
+            yield "algorithm/loss", loss.name, {"name": loss.name, **loss.hyperparameters}
         if loss.takes in ON_DATA:
             yield "algorithm", loss.name, _algorithm(loss)
 
@@ -60,5 +62,6 @@ def _registers(decorator: ast.expr) -> bool:
 def _signature(node: ast.FunctionDef) -> Signature:
     first, *rest = node.args.args
     defaults = [None] * (len(rest) - len(node.args.defaults)) + node.args.defaults
-    values = {p.arg: "${beta}" if d is None else ast.literal_eval(d) for p, d in zip(rest, defaults)}
+    pairs = [*zip(rest, defaults), *zip(node.args.kwonlyargs, node.args.kw_defaults)]
+    values = {p.arg: "${beta}" if default is None else ast.literal_eval(default) for p, default in pairs}
     return Signature(node.name, ast.unparse(first.annotation), values)

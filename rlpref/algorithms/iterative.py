@@ -55,12 +55,13 @@ class Iterative:
             "objective/scores_best": round.mean(scores.amax(1)),
         }
         pairs = with_reference(models, self.objective, self._pairs(samples, scores, round))
+        if self.data == "aggregated" and round.previous is not None:
+            earlier = round.previous
+            if models.rule.moves:
+                earlier = with_reference(models, self.objective, earlier)
+            pairs = cat_blocks([earlier, pairs], round.runs)
         require_no_lone_row(self.objective, len(pairs) // round.runs, self.batch_size)
-        if self.data == "fresh" or round.previous is None:
-            return pairs
-        earlier = round.previous
-        both = [with_reference(models, self.objective, earlier) if models.rule.moves else earlier, pairs]
-        return cat_blocks(both, round.runs)
+        return pairs
 
     def _pairs(self, samples: Samples, scores: Tensor, round: Round) -> Pairs:
         prompt, chosen, rejected = self.pairing(scores, round.generators)
@@ -124,6 +125,6 @@ def iterative(
         raise ConfigError(f"algorithm.k is {k}: a pair needs two answers to a prompt.")
     objective = make_objective(loss, (PairLogps,), make_modifiers(modifiers or {}))
     if "soft_label" in objective.reads:
-        raise ConfigError(f"loss '{objective.entry.name}' reads soft labels, which scored answers do not have.")
+        raise ConfigError(f"{objective.reader_of('soft_label')} reads soft labels, which scored answers do not have.")
     counts = rounds, epochs, batch_size, prompts_per_round, k
     return Iterative(objective, objective.scale, *counts, PAIRINGS[pairing], data)

@@ -18,10 +18,11 @@ from rlpref.types import TensorBatch
 
 # A module for each: `at_reference`, `logps`, `metrics` and `at_rest` of its batches.
 KINDS = {PairLogps: on_pairs, AnswerLogps: on_answers, ListLogps: on_lists}
-SCORES = "give every row 'chosen_score' and 'rejected_score', or choose another loss"
-FROM_DATA = {
-    **dict.fromkeys(("chosen_score", "margin", "chosen_target"), SCORES),
-    "soft_label": "give every row 'soft_label', or choose another loss or modifier",
+SCORES = "give every row 'chosen_score' and 'rejected_score'"
+FROM_DATA = {  # columns that nothing but the data can fill, and how
+    **dict.fromkeys(("chosen_score", "rejected_score", "margin", "chosen_target", "rejected_target"), SCORES),
+    "soft_label": "give every row 'soft_label'",
+    "score": "give every row 'score'",
 }
 
 
@@ -37,11 +38,12 @@ def with_reference(models: Models, objective: Objective, batch: TensorBatch) -> 
 
 def require_columns(objective: Objective, batch: TensorBatch) -> None:
     """Raises ConfigError unless the data have each column that the objective reads and the data alone can give."""
-    name = objective.entry.name
     for column, mend in FROM_DATA.items():
         if column in objective.reads and getattr(batch, column, None) is None:
-            raise ConfigError(f"loss '{name}' reads '{column}', which the data do not have: {mend}.")
+            who = objective.reader_of(column)
+            raise ConfigError(f"{who} reads '{column}', which the data do not have: {mend}, or choose another.")
     if objective.entry.coupled and batch.weight is not None:
+        name = objective.entry.name
         raise ConfigError(f"loss '{name}' takes its minibatch as a whole: the data must have no weights.")
 
 
@@ -58,12 +60,16 @@ def objective_loss(models: Models, objective: Objective, scale: float | Tensor, 
     """The loss of each row with its metrics; `scale` of the implicit reward is one number or one for each run."""
     kind = KINDS[objective.entry.takes]
     logps = kind.logps(models, objective, batch)
-    with counted() as held_back:
-        value = objective(logps)
-    metrics = kind.metrics(logps, spread(scale, len(batch)))
-    if held_back:  # the share of examples where a bound kept the loss finite
-        metrics["loss/clamped"] = rows_held(held_back, len(value)).to(value)
+    value, clamped = valued(objective, logps)
+    metrics = kind.metrics(logps, spread(scale, len(batch))) | clamped
     return Loss(value, torch.ones_like(value) if logps.weight is None else logps.weight, metrics)
+
+
+def valued(objective: Objective, rows: TensorBatch) -> tuple[Tensor, dict[str, Tensor]]:
+    """The loss [B] of what it sees; and where it knows bounds, which rows [B] one of them kept finite: a metric."""
+    with counted() as held_back:
+        value = objective(rows)
+    return value, {"loss/clamped": rows_held(held_back, len(value)).to(value)} if held_back else {}
 
 
 def check_objective_start(models: Models, objective: Objective, batch: TensorBatch) -> None:

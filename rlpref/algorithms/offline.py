@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from rlpref.algorithms.algorithm import Loss, Round
@@ -12,7 +12,7 @@ from rlpref.data.unpaired import unpair
 from rlpref.losses.inputs import AnswerLogps, ListLogps, PairLogps
 from rlpref.losses.modifiers import Objective, make_modifiers, make_objective
 from rlpref.models.bundle import Models
-from rlpref.types import Pairs, TensorBatch
+from rlpref.types import Answers, Pairs, TensorBatch
 
 
 @dataclass
@@ -39,6 +39,8 @@ class Offline:
         rows = data.train.to(models.device)
         if self._unpairs(data):
             rows = unpair(rows, round.runs)
+        if isinstance(rows, Answers) and "mismatched" not in self.objective.reads:
+            rows = replace(rows, mismatched=None)  # no model will read them
         return with_reference(models, self.objective, rows)
 
     def loss(self, models: Models, batch: TensorBatch) -> Loss:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rlpref.algorithms.algorithm import Loss, Round
-from rlpref.algorithms.objective import require_columns
+from rlpref.algorithms.objective import require_columns, valued
 from rlpref.data.preferences import PreferenceData
 from rlpref.losses.inputs import RewardPairs
 from rlpref.losses.modifiers import Objective, make_objective
@@ -48,8 +48,8 @@ class RewardModel:
             "rewards/margins": (chosen - rejected).detach(),
             "rewards/accuracies": (chosen > rejected).to(chosen) + 0.5 * (chosen == rejected).to(chosen),
         }
-        value = self.objective(reward_pairs(batch, chosen, rejected))
-        return Loss(value, torch.ones_like(chosen) if batch.weight is None else batch.weight, metrics)
+        value, clamped = valued(self.objective, reward_pairs(batch, chosen, rejected))
+        return Loss(value, torch.ones_like(chosen) if batch.weight is None else batch.weight, metrics | clamped)
 
     def check_start(self, models: Models, batch: Pairs) -> None:
         """A reward model has no reference to start from."""
@@ -57,7 +57,8 @@ class RewardModel:
 
 def reward_pairs(pairs: Pairs, chosen: Tensor, rejected: Tensor) -> RewardPairs:
     """The model's scores [B] beside all that the data say of each pair."""
-    margin = None if pairs.chosen_score is None else pairs.chosen_score - pairs.rejected_score
+    scored = pairs.chosen_score is not None and pairs.rejected_score is not None
+    margin = pairs.chosen_score - pairs.rejected_score if scored else None
     return RewardPairs(chosen, rejected, margin, pairs.soft_label, pairs.chosen_score, pairs.rejected_score)
 
 

@@ -13,7 +13,7 @@ from rlpref.data.preferences import PreferenceData
 from rlpref.losses import nll
 from rlpref.models.bundle import Models
 from rlpref.ops.masked import masked_mean
-from rlpref.types import Sequences
+from rlpref.types import Answers
 
 
 @dataclass
@@ -29,22 +29,25 @@ class SFT:
     def examples(self, data: PreferenceData, index: int) -> int:
         return len(data.train)
 
-    def collect(self, models: Models, data: PreferenceData, round: Round) -> Sequences:
+    def collect(self, models: Models, data: PreferenceData, round: Round) -> Answers:
         round.charge(labels=len(data.train))
-        return data.train.chosen.to(models.device)
+        train = data.train.to(models.device)
+        desirable = torch.ones(len(train), dtype=torch.bool, device=models.device)
+        return Answers(train.chosen, desirable, weight=train.weight)
 
-    def loss(self, models: Models, batch: Sequences) -> Loss:
-        batch = batch.trimmed()
-        logps, entropy = models.policy_logps(batch, entropy=True)
-        value = masked_mean(nll(logps), batch.mask, dim=1)
+    def loss(self, models: Models, batch: Answers) -> Loss:
+        chosen = batch.sequences.trimmed()
+        logps, entropy = models.policy_logps(chosen, entropy=True)
+        value = masked_mean(nll(logps), chosen.mask, dim=1)
         metrics = {
             "logps/chosen": logps.sum(1).detach(),
-            "objective/entropy": masked_mean(entropy, batch.mask, dim=1).detach(),
+            "objective/entropy": masked_mean(entropy, chosen.mask, dim=1).detach(),
         }
-        return Loss(value, batch.lengths.to(value), metrics)
+        weight = chosen.lengths.to(value)
+        return Loss(value, weight if batch.weight is None else weight * batch.weight, metrics)
 
-    def check_start(self, models: Models, batch: Sequences) -> None:
+    def check_start(self, models: Models, batch: Answers) -> None:
         with torch.no_grad():
-            policy = models.policy_logps(batch)[0].sum(1)
-        drift = float((policy - models.ref_logps(batch).sum(1)).abs().max())
-        require_equal("log policy/ref of an answer", drift, 0.0, tolerance(models, batch.lengths))
+            policy = models.policy_logps(batch.sequences)[0].sum(1)
+        drift = float((policy - models.ref_logps(batch.sequences).sum(1)).abs().max())
+        require_equal("log policy/ref of an answer", drift, 0.0, tolerance(models, batch.sequences.lengths))

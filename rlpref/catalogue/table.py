@@ -141,7 +141,8 @@ def modifier_table() -> str:
     rows = []
     for entry in ordered():
         if entry.takes is PairLogps:
-            found = [refusal(entry, reads(entry), name) for name in MODIFIERS]
+            loss = make_loss(entry.name, **default_settings(entry))
+            found = [refusal(entry, loss, name) for name in MODIFIERS]
             reasons += [reason for reason in found if reason and reason not in reasons]
             rows.append([entry.name, *("yes" if r is None else f"no ({reasons.index(r) + 1})" for r in found)])
     notes = "\n".join(f"{number}. the loss {reason}" for number, reason in enumerate(reasons, 1))

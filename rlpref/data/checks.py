@@ -79,13 +79,20 @@ def score(record: dict, *names: str) -> float | None:
     return float(value)
 
 
-def number_between(record: dict, low: float, high: float | None, *names: str) -> float | None:
-    """As `score`, for a number that must be at least `low` and at most `high` (None: no bound)."""
+def number_between(record: dict, low: float, high: float, *names: str) -> float | None:
+    """As `score`, for a number that must be at least `low` and at most `high`."""
     value = score(record, *names)
-    if value is not None and (value < low or (high is not None and value > high)):
-        allowed = f"between {low} and {high}" if high is not None else f"{low} or more"
+    if value is not None and not low <= value <= high:
         name = next(name for name in names if record.get(name) is not None)
-        raise BadRow(f"'{name}' is {value:g}", f"give a number that is {allowed}, or leave the key out")
+        raise BadRow(f"'{name}' is {value:g}", f"give a number between {low} and {high}, or leave the key out")
+    return value
+
+
+def positive(record: dict, name: str) -> float | None:
+    """As `score`, for a number above 0."""
+    value = score(record, name)
+    if value is not None and value <= 0:
+        raise BadRow(f"'{name}' is {value:g}", "give a number above 0, or remove the row")
     return value
 
 

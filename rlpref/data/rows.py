@@ -13,6 +13,7 @@ from rlpref.data.checks import (
     flag,
     number_between,
     optional_text,
+    positive,
     prompt_turns,
     require,
     score,
@@ -154,7 +155,7 @@ def shared_columns(record: dict, default_id: str) -> dict[str, Any]:
     row_id = record.get("id", default_id)
     return {
         "id": str(row_id) if type(row_id) is int else text(row_id, "id"),
-        "weight": number_between(record, 0, None, "weight"),
+        "weight": positive(record, "weight"),
         "annotator": optional_text(record, "annotator"),
         "group": optional_text(record, "group"),
     }

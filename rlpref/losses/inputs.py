@@ -94,3 +94,8 @@ class RewardLists(TensorBatch):
     rewards: Tensor
     scores: Tensor  # external, higher is better: the order that the model should learn
     present: Tensor  # bool
+
+
+def per_row(beta: float | Tensor) -> float | Tensor:
+    """A beta of each row [B] as a column; one number as it is."""
+    return beta[:, None] if isinstance(beta, Tensor) and beta.dim() else beta

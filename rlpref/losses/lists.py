@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid, softplus
 
-from rlpref.losses.inputs import ListLogps
+from rlpref.losses.inputs import ListLogps, per_row
+from rlpref.losses.ranges import NotNegative, Positive
 from rlpref.losses.registry import register
 
 
@@ -16,7 +17,7 @@ def log_ratio(ll: ListLogps) -> Tensor:
     return ll.logps - ll.ref_logps
 
 
-def targets(scores: Tensor, present: Tensor, temperature: float) -> Tensor:
+def targets(scores: Tensor, present: Tensor, temperature: Positive) -> Tensor:
     """[B, K] softmax of scores/temperature over the answers that are there."""
     return (scores / temperature).masked_fill(~present, -torch.inf).softmax(1)
 
@@ -31,20 +32,15 @@ def ranking_nll(values: Tensor, scores: Tensor, present: Tensor) -> Tensor:
     return torch.where(present, rest - values, 0.0).sum(1)
 
 
-def per_row(beta: float | Tensor) -> float | Tensor:
-    """A beta of each row [B] as a column; one number as it is."""
-    return beta[:, None] if isinstance(beta, Tensor) and beta.dim() else beta
-
-
 @register(at_ref="log(factorial(k))", shift_invariant=True, kl_optimal=True)
-def plackett_luce(ll: ListLogps, beta: float) -> Tensor:
+def plackett_luce(ll: ListLogps, beta: Positive) -> Tensor:
     """-sum_k log[e^(beta h_k) / sum over j >= k of e^(beta h_j)], best answer first: DPO on rankings. Rafailov et al.
     2023 (2305.18290), appendix A.3."""
     return ranking_nll(per_row(beta) * log_ratio(ll), ll.scores, ll.present)
 
 
 @register(at_ref="log(k)", shift_invariant=True)
-def infonca(ll: ListLogps, beta: float, temperature: float = 1.0) -> Tensor:
+def infonca(ll: ListLogps, beta: Positive, temperature: Positive = 1.0) -> Tensor:
     """-sum_k p_k log softmax(beta h)_k with p = softmax(scores/temperature). Chen et al. 2024 (2402.05369); the
     temperature is the paper's alpha."""
     values = (per_row(beta) * log_ratio(ll)).masked_fill(~ll.present, torch.finfo(ll.logps.dtype).min)
@@ -53,7 +49,7 @@ def infonca(ll: ListLogps, beta: float, temperature: float = 1.0) -> Tensor:
 
 
 @register(at_ref="2 * log(2)")
-def nca_k(ll: ListLogps, beta: float, temperature: float = 1.0) -> Tensor:
+def nca_k(ll: ListLogps, beta: Positive, temperature: Positive = 1.0) -> Tensor:
     """sum_k p_k l(beta h_k) + mean_k l(-beta h_k) with p = softmax(scores/temperature). Chen et al. 2024
     (2402.05369)."""
     rewards = per_row(beta) * log_ratio(ll)
@@ -63,7 +59,7 @@ def nca_k(ll: ListLogps, beta: float, temperature: float = 1.0) -> Tensor:
 
 
 @register(at_ref="log(k)", shift_invariant=True)
-def s_dpo(ll: ListLogps, beta: float) -> Tensor:
+def s_dpo(ll: ListLogps, beta: Positive) -> Tensor:
     """log(1 + sum over the others of e^(-beta (h_best - h_j))): the best answer against all others at once. Chen et al.
     2024 (2406.09215), as in the authors' code (chenyuxin1999/S-DPO)."""
     rewards = per_row(beta) * log_ratio(ll)
@@ -74,7 +70,7 @@ def s_dpo(ll: ListLogps, beta: float) -> Tensor:
 
 
 @register(shift_invariant=True)
-def lipo_lambda(ll: ListLogps, beta: float) -> Tensor:
+def lipo_lambda(ll: ListLogps, beta: Positive) -> Tensor:
     """sum over pairs with s_i > s_j of |G_i - G_j| |1/D_i - 1/D_j| l(beta (h_i - h_j)), G = 2^score - 1 and
     D = log(1 + rank by h): the LambdaLoss of LiPO. Liu et al. 2024 (2402.01878). Scores are meant to lie
     in [0, 1]; the ranks carry no gradient."""
@@ -90,7 +86,7 @@ def lipo_lambda(ll: ListLogps, beta: float) -> Tensor:
 
 
 @register(nll=True)
-def rrhf(ll: ListLogps, length_power: float = 1.0) -> Tensor:
+def rrhf(ll: ListLogps, length_power: NotNegative = 1.0) -> Tensor:
     """sum over pairs with s_i > s_j of max(0, p_j - p_i) - log pi(best), p = log pi / length^`length_power`: rank
     responses without a reference. Yuan et al. 2023 (2304.05302). The authors' code weights
     the first term with 100."""
@@ -102,7 +98,7 @@ def rrhf(ll: ListLogps, length_power: float = 1.0) -> Tensor:
 
 
 @register
-def a2po(ll: ListLogps, beta: float, value_beta: float = 0.5) -> Tensor:
+def a2po(ll: ListLogps, beta: Positive, value_beta: Positive = 0.5) -> Tensor:
     """mean_k (beta h_k - (s_k - V))^2 with the optimal value V = b log mean_k e^(s_k / b), b = `value_beta`, estimated
     from the same answers, drawn from the reference. Brantley et al. 2025 (2505.20686), as in the authors' code
     (ZhaolinGao/A-PO), which regresses fresh answers and estimates V beforehand."""

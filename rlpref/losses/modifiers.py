@@ -14,10 +14,17 @@ from torch import Tensor
 from rlpref.binding import ConfigError, bind
 from rlpref.losses.anchored import link
 from rlpref.losses.inputs import PairLogps
-from rlpref.losses.registry import LOSSES, TAKES, Bound, Entry, columns_read, make_loss
+from rlpref.losses.registry import (
+    LOSSES,
+    TAKES,
+    Bound,
+    Entry,
+    columns_read,
+    make_loss,
+    of_log_ratios,
+    of_the_margin,
+)
 from rlpref.types import TensorBatch
-
-LENGTHS = ("chosen_len", "rejected_len")
 
 
 @dataclass(frozen=True)
@@ -66,13 +73,16 @@ class Modifiers:
     @property
     def reads(self) -> frozenset[str]:
         """Columns of PairLogps that they need."""
-        needed = {
-            "soft_label": self.soft_labels,
-            **dict.fromkeys(LENGTHS, self.length_normalize or self.nll.reduce == "token"),
-            **dict.fromkeys(("chosen_score", "rejected_score"), self.score_margin != 0),
-            **dict.fromkeys(("chosen_confidence", "rejected_confidence"), self.wpo),
-        }
-        return frozenset(name for name, needs in needed.items() if needs)
+        return frozenset().union(*(READS[name] for name in self.used))
+
+
+READS = {  # columns that a modifier needs
+    **dict.fromkeys(("divergence", "margin", "ld_alpha"), ()),
+    **dict.fromkeys(("length_normalize", "nll"), ("chosen_len", "rejected_len")),
+    "score_margin": ("chosen_score", "rejected_score"),
+    "soft_labels": ("soft_label",),
+    "wpo": ("chosen_confidence", "rejected_confidence"),
+}
 
 
 def make_modifiers(settings: Mapping[str, Any]) -> Modifiers:
@@ -132,7 +142,13 @@ class Objective:
 
     @property
     def reads_reference(self) -> bool:
-        return any(name.startswith("ref_") for name in self.reads)
+        return any(name.startswith("ref_") or name == "mismatched" for name in self.reads)
+
+    def reader_of(self, column: str) -> str:
+        """What of it needs a column, for messages."""
+        if column in self.modifiers.reads:
+            return f"modifier '{next(name for name in self.modifiers.used if column in READS[name])}'"
+        return f"loss '{self.entry.name}'"
 
     @property
     def scale(self) -> float:
@@ -159,25 +175,26 @@ def linked(lp: PairLogps, divergence: str, alpha: float | None) -> PairLogps:
     return replace(lp, chosen=lp.ref_chosen + chosen, rejected=lp.ref_rejected + rejected)
 
 
-def refusal(entry: Entry, reads: frozenset[str], name: str) -> str | None:
-    """Why a modifier makes no sense over a loss that reads these columns; None where it does."""
-    scores, lengths, reference = (key in reads for key in ("chosen_score", "chosen_len", "ref_chosen"))
+def refusal(entry: Entry, loss: Bound, name: str) -> str | None:
+    """Why a modifier makes no sense over a loss with its hyperparameters; None where it does."""
     if entry.takes is not PairLogps:
         return f"takes {entry.data}, not pairs"
+    reads = columns_read(loss)
+    lengths, scores, kl = (column in reads for column in ("chosen_len", "chosen_score", "chosen_kl"))
     reasons = {
         "length_normalize": {
             "divides by lengths or counts them itself": lengths,
-            "adds KLs that are sums over tokens": "chosen_kl" in reads,
+            "adds KLs that are sums over tokens": kl,
         },
         "divergence": {
-            "reads no reference": not reference,
+            "reads no reference": "ref_chosen" not in reads,
             "has a link of its own": entry.linked,
-            "adds KLs of the reverse-KL derivation": "chosen_kl" in reads,
-            "sorts log-probs, not log-ratios": entry.name == "aot",
+            "adds KLs of the reverse-KL derivation": kl,
+            "does not read log-probs through log-ratios alone": not of_log_ratios(loss),
         },
-        "margin": {"is no function of the margin": not entry.shift_invariant},
+        "margin": {"is no function of the margin": not of_the_margin(loss)},
         "score_margin": {
-            "is no function of the margin": not entry.shift_invariant,
+            "is no function of the margin": not of_the_margin(loss),
             "reads the scores itself": scores,
         },
         "soft_labels": {
@@ -188,7 +205,7 @@ def refusal(entry: Entry, reads: frozenset[str], name: str) -> str | None:
         "wpo": {"takes its minibatch as a whole": entry.coupled},
         "ld_alpha": {
             "divides by lengths or counts them itself": lengths,
-            "adds KLs that are sums over all tokens": "chosen_kl" in reads,
+            "adds KLs that are sums over all tokens": kl,
         },
         "nll": {"has a likelihood term of its own": entry.nll},
     }
@@ -216,11 +233,10 @@ def make_objective(
     if entry.takes not in takes:
         wanted = " or ".join(f"'{TAKES[one]}'" for one in takes)
         raise ConfigError(f"loss '{name}' takes data of kind '{entry.data}', not {wanted}.")
-    reads = columns_read(loss, entry.takes)
     for modifier in modifiers.used:
-        if reason := refusal(entry, reads, modifier):
+        if reason := refusal(entry, loss, modifier):
             raise ConfigError(f"modifier '{modifier}' makes no sense with loss '{name}', which {reason}.")
     for one, other, reason in APART:
         if one in modifiers.used and other in modifiers.used:
             raise ConfigError(f"modifiers '{one}' and '{other}' make no sense together: {reason}.")
-    return Objective(entry, loss, reads | modifiers.reads, modifiers)
+    return Objective(entry, loss, columns_read(loss, entry.takes) | modifiers.reads, modifiers)

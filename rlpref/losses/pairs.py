@@ -1,4 +1,4 @@
-"""Losses on preference pairs that are functions of the margin, the difference of log-ratios
+"""Losses on preference pairs that are functions of the margin (or of one per token), the difference of log-ratios
 [log pi(w) - log ref(w)] - [log pi(l) - log ref(l)], in nats per answer. Written l(z) = -log sigmoid(z)."""
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from torch.nn.functional import logsigmoid
 
 from rlpref.losses.bounds import bounded_exp
 from rlpref.losses.inputs import PairLogps
+from rlpref.losses.ranges import NotNegative, Positive, UpToHalf
 from rlpref.losses.registry import register
 
 
@@ -27,7 +28,7 @@ def margin(lp: PairLogps) -> Tensor:
 
 
 @register(at_ref="log(2)", shift_invariant=True, kl_optimal=True)
-def dpo(lp: PairLogps, beta: float, label_smoothing: float = 0.0) -> Tensor:
+def dpo(lp: PairLogps, beta: Positive, label_smoothing: UpToHalf = 0.0) -> Tensor:
     """l(beta * margin), labels flipped with probability `label_smoothing` (conservative DPO).
     Rafailov et al. 2023 (2305.18290), eq. 7; smoothing: Mitchell 2023, "A note on DPO with noisy preferences"."""
     logits = beta * margin(lp)
@@ -35,7 +36,7 @@ def dpo(lp: PairLogps, beta: float, label_smoothing: float = 0.0) -> Tensor:
 
 
 @register(at_ref="log(2)", shift_invariant=True)
-def robust(lp: PairLogps, beta: float, label_smoothing: float = 0.1) -> Tensor:
+def robust(lp: PairLogps, beta: Positive, label_smoothing: UpToHalf = 0.1) -> Tensor:
     """[(1 - eps) l(beta margin) - eps l(-beta margin)] / (1 - 2 eps): unbiased when labels are flipped with
     probability eps = `label_smoothing`. Chowdhury et al. 2024 (2403.00409)."""
     logits = beta * margin(lp)
@@ -44,7 +45,7 @@ def robust(lp: PairLogps, beta: float, label_smoothing: float = 0.1) -> Tensor:
 
 
 @register(at_ref="1 / (4 * tau**2)", shift_invariant=True)
-def ipo(lp: PairLogps, tau: float, normalize: Literal["sum", "mean"] = "sum") -> Tensor:
+def ipo(lp: PairLogps, tau: Positive, normalize: Literal["sum", "mean"] = "sum") -> Tensor:
     """(margin - 1/(2 tau))^2. Azar et al. 2024 (2310.12036), eq. 17.
 
     `normalize: sum` is the equation; `mean` divides each log-ratio by its answer's length first (what TRL
@@ -57,13 +58,13 @@ def ipo(lp: PairLogps, tau: float, normalize: Literal["sum", "mean"] = "sum") ->
 
 
 @register(at_ref="1", shift_invariant=True)
-def hinge(lp: PairLogps, beta: float) -> Tensor:
+def hinge(lp: PairLogps, beta: Positive) -> Tensor:
     """max(0, 1 - beta * margin). Zhao et al. 2023 (2305.10425) with log-ratios; Liu et al. 2024 (2309.06657)."""
     return torch.relu(1 - beta * margin(lp))
 
 
 @register(at_ref="log(2)")
-def dpo_norm(lp: PairLogps, beta: float) -> Tensor:
+def dpo_norm(lp: PairLogps, beta: Positive) -> Tensor:
     """l(beta [h_w/|w| - h_l/|l|]) with the log-ratios h divided by their answers' lengths. Lambert et al. 2024
     (2411.15124): length-normalised DPO."""
     chosen, rejected = log_ratios(lp)
@@ -71,7 +72,7 @@ def dpo_norm(lp: PairLogps, beta: float) -> Tensor:
 
 
 @register(at_ref="log(1/2) - (log(1 - label_smoothing) + log(label_smoothing)) / 2", shift_invariant=True)
-def exo(lp: PairLogps, beta: float, label_smoothing: float = 1e-3) -> Tensor:
+def exo(lp: PairLogps, beta: Positive, label_smoothing: UpToHalf = 1e-3) -> Tensor:
     """KL(Bernoulli(sigmoid(beta margin)) || Bernoulli(1 - eps)), the reverse KL to the labels smoothed by
     eps = `label_smoothing`, which must be above 0. Ji et al. 2024 (2402.00856), eq. 16."""
     logits = beta * margin(lp)
@@ -81,7 +82,7 @@ def exo(lp: PairLogps, beta: float, label_smoothing: float = 1e-3) -> Tensor:
 
 
 @register(at_ref="(log(2) + 1) / 2", shift_invariant=True)
-def discopop(lp: PairLogps, beta: float, temperature: float = 0.05) -> Tensor:
+def discopop(lp: PairLogps, beta: Positive, temperature: Positive = 0.05) -> Tensor:
     """(1 - g) l(z) + g exp(-z) with z = beta * margin and g = sigmoid(z / temperature): the log-ratio modulated loss.
     Lu et al. 2024 (2406.08414), eq. 5; found by a program search."""
     logits = beta * margin(lp)
@@ -95,7 +96,7 @@ def discopop(lp: PairLogps, beta: float, temperature: float = 0.05) -> Tensor:
 )
 def gpo(
     lp: PairLogps,
-    beta: float,
+    beta: Positive,
     f: Literal["logistic", "exponential", "square", "truncated_square", "savage", "hinge"] = "exponential",
 ) -> Tensor:
     """f(beta * margin) for a convex f: log(1 + e^-z), e^-z, (1 - z)^2, max(0, 1 - z)^2, or the non-convex Savage loss
@@ -111,6 +112,6 @@ def gpo(
 
 
 @register(at_ref="log(2)", shift_invariant=True)
-def r_dpo(lp: PairLogps, beta: float, alpha: float = 0.01) -> Tensor:
+def r_dpo(lp: PairLogps, beta: Positive, alpha: NotNegative = 0.01) -> Tensor:
     """l(beta margin + alpha (|w| - |l|)): a longer chosen answer has won less. Park et al. 2024 (2403.19159), eq. 9."""
     return -logsigmoid(beta * margin(lp) + alpha * (lp.chosen_len - lp.rejected_len))

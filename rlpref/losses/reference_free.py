@@ -9,6 +9,7 @@ from torch.nn.functional import logsigmoid
 
 from rlpref.losses.bounds import bounded_exp, log1mexp
 from rlpref.losses.inputs import PairLogps
+from rlpref.losses.ranges import NotNegative, Positive
 from rlpref.losses.registry import register
 
 
@@ -18,14 +19,14 @@ def mean_logps(lp: PairLogps) -> tuple[Tensor, Tensor]:
 
 
 @register(nll=True)
-def cpo(lp: PairLogps, beta: float = 0.1, alpha: float = 1.0) -> Tensor:
+def cpo(lp: PairLogps, beta: Positive = 0.1, alpha: NotNegative = 1.0) -> Tensor:
     """l(beta [w - l]) - alpha w': contrastive preference optimisation, DPO with a uniform reference and a likelihood
     term. Xu et al. 2024 (2401.08417). The authors' likelihood is a mean over the minibatch's tokens."""
     return -logsigmoid(beta * (lp.chosen - lp.rejected)) - alpha * lp.chosen / lp.chosen_len
 
 
 @register
-def simpo(lp: PairLogps, beta: float = 2.0, gamma: float = 1.0) -> Tensor:
+def simpo(lp: PairLogps, beta: Positive = 2.0, gamma: NotNegative = 1.0) -> Tensor:
     """l(beta [w' - l'] - gamma). Meng et al. 2024 (2405.14734), eq. 6; `gamma` is the target margin of the rewards
     beta w' (the paper's tables give gamma/beta, too)."""
     chosen, rejected = mean_logps(lp)
@@ -33,7 +34,7 @@ def simpo(lp: PairLogps, beta: float = 2.0, gamma: float = 1.0) -> Tensor:
 
 
 @register
-def alphapo(lp: PairLogps, beta: float = 2.5, gamma: float = 0.1, alpha: float = 0.25) -> Tensor:
+def alphapo(lp: PairLogps, beta: Positive = 2.5, gamma: NotNegative = 0.1, alpha: NotNegative = 0.25) -> Tensor:
     """l(beta [f(w') - f(l')] - gamma) with f(x) = (1 - e^(-alpha x))/alpha; alpha -> 0 is SimPO. Gupta et al. 2025
     (2501.03884)."""
     chosen, rejected = mean_logps(lp)
@@ -44,7 +45,7 @@ def alphapo(lp: PairLogps, beta: float = 2.5, gamma: float = 0.1, alpha: float =
 
 
 @register(nll=True)
-def orpo(lp: PairLogps, beta: float = 0.1) -> Tensor:
+def orpo(lp: PairLogps, beta: Positive = 0.1) -> Tensor:
     """-w' + beta l(log odds(w) - log odds(l)), odds = p/(1 - p) of the mean token probability p = e^(w'). Hong et al.
     2024 (2403.07691), eq. 6 and 7; beta is the paper's lambda. A p of 1 is held just below it and counted."""
     chosen, rejected = mean_logps(lp)
@@ -53,7 +54,7 @@ def orpo(lp: PairLogps, beta: float = 0.1) -> Tensor:
 
 
 @register(nll=True)
-def slic(lp: PairLogps, delta: float = 1.0, lam: float = 0.1, beta: float = 1.0) -> Tensor:
+def slic(lp: PairLogps, delta: NotNegative = 1.0, lam: NotNegative = 0.1, beta: Positive = 1.0) -> Tensor:
     """max(0, delta - beta [w - l]) - lam w': SLiC-HF with the chosen answer as the target of its regulariser. Zhao et
     al. 2023 (2305.10425); `lam` is the paper's lambda."""
     return torch.relu(delta - beta * (lp.chosen - lp.rejected)) - lam * lp.chosen / lp.chosen_len
@@ -68,7 +69,7 @@ def simper(lp: PairLogps) -> Tensor:
 
 
 @register(nll=True)
-def unlikelihood(lp: PairLogps, alpha: float = 1.0) -> Tensor:
+def unlikelihood(lp: PairLogps, alpha: NotNegative = 1.0) -> Tensor:
     """-w' - alpha log(1 - e^(l')): likelihood of the chosen answer, unlikelihood of the rejected as a whole. Welleck et
     al. 2019 (1908.04319) penalise token by token; on whole answers it is the baseline of Rafailov et al. 2023
     (2305.18290), section 6, here with mean log-probs. A probability of 1 is held just below it and counted."""

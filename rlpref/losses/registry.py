@@ -6,7 +6,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, get_type_hints
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from rlpref.binding import ConfigError, bind, choose, hyperparameters
 from rlpref.losses.inputs import AnswerLogps, ListLogps, PairLogps, RewardLists, RewardPairs, RolloutLogps
+from rlpref.losses.ranges import range_of
 from rlpref.types import TensorBatch
 
 Bound = Callable[[TensorBatch], Tensor]  # a loss with its hyperparameters
@@ -25,19 +26,6 @@ TAKES = {
     RolloutLogps: "rollouts",
     RewardPairs: "reward pairs",
     RewardLists: "reward lists",
-}
-RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {  # of hyperparameters, whatever the loss
-    "beta": ("above 0", lambda x: x > 0),
-    "tau": ("above 0", lambda x: x > 0),
-    "label_smoothing": ("from 0 to 0.5", lambda x: 0 <= x <= 0.5),
-    **{
-        name: ("above 0", lambda x: x > 0)
-        for name in ("cliprange", "cliprange_low", "cliprange_high", "tau_pos", "tau_neg", "threshold")
-    },
-    "dual_clip": ("above 1", lambda x: x > 1),
-    "kl_coef": ("at least 0", lambda x: x >= 0),
-    "fraction": ("above 0 and at most 1", lambda x: 0 < x <= 1),
-    "lapse": ("above 0 and below 1", lambda x: 0 < x < 1),
 }
 
 
@@ -109,9 +97,11 @@ def make_loss(name: str, **settings) -> Bound:
     """
     entry = choose(LOSSES, name, "loss")
     loss = bind(entry.function, settings, f"loss '{name}'", given_by_code=1)
+    hints = get_type_hints(entry.function, include_extras=True)
     for key, value in settings.items():
-        if key in RANGES and not RANGES[key][1](value):
-            raise ConfigError(f"loss '{name}': '{key}' must be {RANGES[key][0]}, not {value}.")
+        wanted = range_of(hints[key])
+        if wanted and value is not None and not wanted.holds(value):
+            raise ConfigError(f"loss '{name}': '{key}' must be {wanted.words}, not {value}.")
     try:
         sound = bool(loss(probe(entry.takes)).isfinite().all())
     except ZeroDivisionError:
@@ -125,9 +115,12 @@ def describe(settings: Mapping[str, Any]) -> str:
     return ", ".join(f"{key}={value}" for key, value in settings.items())
 
 
-def probe(takes: type[TensorBatch]) -> TensorBatch:
+ALWAYS = ("weight", "present", "mask", "label")  # columns that no loss has to ask for
+
+
+def probe(takes: type[TensorBatch], seed: int = 0) -> TensorBatch:
     """A small batch with every column filled, fp64."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
     shape = (4,) if takes in (PairLogps, AnswerLogps, RewardPairs) else (4, 3)
 
     def column(name: str) -> Tensor:
@@ -146,22 +139,32 @@ def probe(takes: type[TensorBatch]) -> TensorBatch:
 
 
 def columns_read(loss: Bound, takes: type[TensorBatch] = PairLogps) -> frozenset[str]:
-    """The columns of its input that a loss touches with the hyperparameters it has: seen on a probe, not declared."""
-    watched = _Watched(probe(takes))
-    loss(watched)
-    return frozenset(watched.seen)
+    """The columns of its input that the value of a loss depends on, with the hyperparameters it has: seen by changing
+    them one at a time, not declared."""
+    rows, others = probe(takes), probe(takes, seed=1)
+    before = loss(rows)
+
+    def changes(name: str) -> bool:
+        column, other = getattr(rows, name), getattr(others, name)
+        unknown = torch.full_like(column, torch.nan) if column.is_floating_point() else other
+        return any(not torch.equal(loss(replace(rows, **{name: new})), before) for new in (other, unknown))
+
+    return frozenset(field.name for field in fields(takes) if field.name not in ALWAYS and changes(field.name))
 
 
-class _Watched:
-    """A batch that remembers which of its columns were read."""
-
-    def __init__(self, batch: TensorBatch):
-        self.batch, self.seen = batch, set()
-
-    def __getattr__(self, name: str):
-        self.seen.add(name)
-        return getattr(self.batch, name)
+def cancels(loss: Bound, changed: tuple[str, ...], rows: PairLogps | None = None) -> bool:
+    """Whether a number of its own for each pair, added to these columns of PairLogps, leaves the loss what it was."""
+    rows = rows or probe(PairLogps)
+    by = torch.linspace(0.3, 1.1, len(rows), dtype=torch.float64)
+    moved = replace(rows, **{name: getattr(rows, name) - by for name in changed})
+    return torch.allclose(loss(rows), loss(moved), rtol=0, atol=1e-9)
 
 
-def reads_reference(loss: Bound, takes: type[TensorBatch] = PairLogps) -> bool:
-    return any(name.startswith("ref_") or name == "mismatched" for name in columns_read(loss, takes))
+def of_log_ratios(loss: Bound) -> bool:
+    """Whether a pair loss depends on log-probs through the two log-ratios alone."""
+    return all(cancels(loss, (side, f"ref_{side}")) for side in ("chosen", "rejected"))
+
+
+def of_the_margin(loss: Bound) -> bool:
+    """Whether a pair loss does not feel a constant added to both log-ratios of a pair."""
+    return cancels(loss, ("chosen", "rejected"))

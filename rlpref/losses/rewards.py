@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from rlpref.losses.bounds import bounded
 from rlpref.losses.inputs import RewardLists, RewardPairs
 from rlpref.losses.lists import ranking_nll
+from rlpref.losses.ranges import NotNegative, SomeShare
 from rlpref.losses.registry import register
 
 
@@ -34,12 +36,13 @@ def bt_margin(rp: RewardPairs) -> Tensor:
 
 @register(shift_invariant=True)
 def bt_scaled(rp: RewardPairs) -> Tensor:
-    """m l(r(w) - r(l)): a pair counts by the data's margin m. Wang et al. 2024 (2410.01257), scaled Bradley-Terry."""
-    return -rp.margin * logsigmoid(gap(rp))
+    """m l(r(w) - r(l)): a pair counts by the data's margin m. Wang et al. 2024 (2410.01257), scaled Bradley-Terry. A
+    margin below 0, with which there would be no minimum, is held at 0 and counted."""
+    return -bounded(rp.margin, low=0.0) * logsigmoid(gap(rp))
 
 
 @register
-def bt_center(rp: RewardPairs, coef: float = 0.01) -> Tensor:
+def bt_center(rp: RewardPairs, coef: NotNegative = 0.01) -> Tensor:
     """l(r(w) - r(l)) + coef (r(w) + r(l))^2, which keeps scores around 0. Eisenstein et al. 2023 (2312.09244)."""
     return -logsigmoid(gap(rp)) + coef * (rp.chosen + rp.rejected) ** 2
 
@@ -52,7 +55,7 @@ def bt_soft(rp: RewardPairs) -> Tensor:
 
 
 @register(shift_invariant=True)
-def bt_lapse(rp: RewardPairs, lapse: float = 0.1) -> Tensor:
+def bt_lapse(rp: RewardPairs, lapse: SomeShare = 0.1) -> Tensor:
     """-log[(1 - eps) sigmoid(r(w) - r(l)) + eps/2]: with probability eps = `lapse` the judge tosses a coin, so that no
     pair can cost more than log 2/eps. Christiano et al. 2017 (1706.03741), section 2.2.3."""
     sure = math.log1p(-lapse) + logsigmoid(gap(rp))
@@ -60,7 +63,7 @@ def bt_lapse(rp: RewardPairs, lapse: float = 0.1) -> Tensor:
 
 
 @register(shift_invariant=True)
-def reward_hinge(rp: RewardPairs, delta: float = 1.0) -> Tensor:
+def reward_hinge(rp: RewardPairs, delta: NotNegative = 1.0) -> Tensor:
     """max(0, delta - (r(w) - r(l))): the ranking SVM. Joachims 2002, "Optimizing search engines using clickthrough
     data", for differences of scores."""
     return torch.relu(delta - gap(rp))

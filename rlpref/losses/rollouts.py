@@ -10,6 +10,7 @@ from torch import Tensor
 
 from rlpref.losses.bounds import LARGEST_EXPONENT, bounded, bounded_exp, log1mexp
 from rlpref.losses.inputs import RolloutLogps
+from rlpref.losses.ranges import AboveOne, NotNegative, Positive, SomeShare
 from rlpref.losses.registry import register
 from rlpref.ops.kl import k3
 from rlpref.ops.masked import masked_mean
@@ -63,14 +64,14 @@ def cpi(rl: RolloutLogps) -> Tensor:
 
 
 @register(reduce="token_mean")
-def ppo_clip(rl: RolloutLogps, cliprange: float = 0.2) -> Tensor:
+def ppo_clip(rl: RolloutLogps, cliprange: Positive = 0.2) -> Tensor:
     """-min(r A, clip(r, 1 - cliprange, 1 + cliprange) A). Schulman et al. 2017 (1707.06347), eq. 7. What TRL calls
     `bnpo` is this, averaged over each micro-batch by itself."""
     return clipped(bounded_exp(log_ratio(rl)), rl.advantages, cliprange, cliprange)
 
 
 @register(reduce="token_mean")
-def dual_clip(rl: RolloutLogps, cliprange: float = 0.2, dual_clip: float = 3.0) -> Tensor:
+def dual_clip(rl: RolloutLogps, cliprange: Positive = 0.2, dual_clip: AboveOne = 3.0) -> Tensor:
     """-min(r A, clip(r) A), and where A < 0 at most -c A: a bad token's ratio counts up to c = `dual_clip` and no
     further. Ye et al. 2019 (1912.09729), eq. 5."""
     value = ppo_clip(rl, cliprange)
@@ -78,7 +79,7 @@ def dual_clip(rl: RolloutLogps, cliprange: float = 0.2, dual_clip: float = 3.0) 
 
 
 @register(reduce="sequence_mean")
-def grpo(rl: RolloutLogps, cliprange: float = 0.2, kl_coef: float = 0.04) -> Tensor:
+def grpo(rl: RolloutLogps, cliprange: Positive = 0.2, kl_coef: NotNegative = 0.04) -> Tensor:
     """-min(r A, clip(r) A) + kl_coef [ref/pi - 1 - log ref/pi], the k3 estimate of each token's KL to the reference.
     Shao et al. 2024 (2402.03300), eq. 3 and 4. A ref/pi beyond e^80 is held there and counted."""
     value = ppo_clip(rl, cliprange)
@@ -88,7 +89,7 @@ def grpo(rl: RolloutLogps, cliprange: float = 0.2, kl_coef: float = 0.04) -> Ten
 
 
 @register(reduce="sequence_sum")
-def dr_grpo(rl: RolloutLogps, cliprange: float = 0.2) -> Tensor:
+def dr_grpo(rl: RolloutLogps, cliprange: Positive = 0.2) -> Tensor:
     """-min(r A, clip(r) A), summed over the answer's tokens where GRPO takes their mean. Liu et al. 2025 (2503.20783),
     section 3.1. The constant that others divide the sum by (TRL: the longest length) does nothing that the learning
     rate and the gradient's clipping norm would not, so it is left to these: gradients are longer by that much."""
@@ -96,14 +97,14 @@ def dr_grpo(rl: RolloutLogps, cliprange: float = 0.2) -> Tensor:
 
 
 @register(reduce="token_mean")
-def dapo(rl: RolloutLogps, cliprange_low: float = 0.2, cliprange_high: float = 0.28) -> Tensor:
+def dapo(rl: RolloutLogps, cliprange_low: Positive = 0.2, cliprange_high: Positive = 0.28) -> Tensor:
     """-min(r A, clip(r, 1 - low, 1 + high) A): a likelier token may grow further than it may shrink. Yu et al. 2025
     (2503.14476), eq. 8; dynamic sampling and the penalty of long answers stand outside of the loss."""
     return clipped(bounded_exp(log_ratio(rl)), rl.advantages, cliprange_low, cliprange_high)
 
 
 @register(reduce="token_mean")
-def cispo(rl: RolloutLogps, cliprange_low: float = 1.0, cliprange_high: float = 4.0) -> Tensor:
+def cispo(rl: RolloutLogps, cliprange_low: Positive = 1.0, cliprange_high: Positive = 4.0) -> Tensor:
     """-clip(r, 1 - low, 1 + high) A log pi with the clipped ratio held constant: no token loses its gradient. MiniMax
     2025 (2506.13585), eq. 4 and 5. low = 1 is no bound below, as there; r up to 5 is the choice of ScaleRL
     (2510.13786). TRL's `epsilon_high` is 1 + high."""
@@ -112,7 +113,7 @@ def cispo(rl: RolloutLogps, cliprange_low: float = 1.0, cliprange_high: float = 
 
 
 @register(reduce="sequence_mean")
-def sapo(rl: RolloutLogps, tau_pos: float = 1.0, tau_neg: float = 1.05) -> Tensor:
+def sapo(rl: RolloutLogps, tau_pos: Positive = 1.0, tau_neg: Positive = 1.05) -> Tensor:
     """-A (4/tau) sigmoid(tau (r - 1)) with tau_pos where A > 0 and tau_neg elsewhere: a soft gate in the place of the
     clip, of slope 1 at r = 1. Gao et al. 2025 (2511.20347)."""
     tau = by_sign(rl.advantages, tau_pos, tau_neg)
@@ -120,7 +121,7 @@ def sapo(rl: RolloutLogps, tau_pos: float = 1.0, tau_neg: float = 1.05) -> Tenso
 
 
 @register(reduce="sequence_sum")
-def dppo(rl: RolloutLogps, divergence: Literal["tv", "kl"] = "tv", threshold: float = 0.15) -> Tensor:
+def dppo(rl: RolloutLogps, divergence: Literal["tv", "kl"] = "tv", threshold: Positive = 0.15) -> Tensor:
     """-M r A, where M is 0 for a token that moved as its advantage asks until the divergence between Bernoulli(pi) and
     Bernoulli(old) passed `threshold`, else 1. Qi et al. 2026 (2602.04879), eq. 11 to 14, binary approximation; the
     authors take 0.15 for the total variation, 0.05 for the KL."""
@@ -137,7 +138,7 @@ def divergence_from(old: Tensor, new: Tensor, divergence: str) -> Tensor:
 
 
 @register(reduce="token_mean", coupled=True)
-def kl_cov(rl: RolloutLogps, fraction: float = 2e-4, kl_coef: float = 1.0) -> Tensor:
+def kl_cov(rl: RolloutLogps, fraction: SomeShare = 2e-4, kl_coef: NotNegative = 1.0) -> Tensor:
     """-r A, plus kl_coef |log r| at the `fraction` of the minibatch's tokens (at least one) whose
     (A - mean A)(log pi - mean log pi) is largest: those that make entropy collapse. Cui et al. 2025 (2505.22617),
     KL-Cov, with the defaults of verl."""

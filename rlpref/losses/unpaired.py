@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from rlpref.losses.inputs import AnswerLogps
+from rlpref.losses.ranges import NotNegative, Positive
 from rlpref.losses.registry import register
 
 
@@ -17,7 +18,9 @@ def signed(al: AnswerLogps, values: Tensor) -> Tensor:
 
 
 @register(at_ref="desirable_weight / 2 if label else undesirable_weight / 2", coupled=True)
-def kto(al: AnswerLogps, beta: float, desirable_weight: float = 1.0, undesirable_weight: float = 1.0) -> Tensor:
+def kto(
+    al: AnswerLogps, beta: Positive, desirable_weight: NotNegative = 1.0, undesirable_weight: NotNegative = 1.0
+) -> Tensor:
     """lambda [1 - sigmoid(+-beta (h - z))] with z = max(0, mean of h on prompts with another prompt's completion),
     without gradient, and lambda the weight of the answer's label. Ethayarajh et al. 2024 (2402.01306)."""
     z = al.mismatched.detach().mean().clamp(min=0)
@@ -27,18 +30,19 @@ def kto(al: AnswerLogps, beta: float, desirable_weight: float = 1.0, undesirable
 
 
 @register(at_ref="1/2")
-def apo_zero_unpaired(al: AnswerLogps, beta: float) -> Tensor:
+def apo_zero_unpaired(al: AnswerLogps, beta: Positive) -> Tensor:
     """1 - sigmoid(beta h) where desirable, sigmoid(beta h) where not: `apo_zero` answer by answer. D'Oosterlinck et al.
     2024 (2408.06266), eq. 7."""
     return torch.sigmoid(-signed(al, beta * (al.logps - al.ref_logps)))
 
 
 @register(at_ref="log(2)", coupled=True)
-def bco(al: AnswerLogps, beta: float) -> Tensor:
-    """l(+-(beta h - delta)) with the reward shift delta = half the sum of the minibatch's mean beta h over desirable
-    and over undesirable answers, without gradient. Jung et al. 2024 (2404.04656) on one batch in the
-    place of a moving mean; answers can be weighted by the paper's density ratio through their `weight`."""
+def bco(al: AnswerLogps, beta: Positive) -> Tensor:
+    """l(+-(beta h - delta)) with the reward shift delta, the mean of the minibatch's two means of beta h over desirable
+    and over undesirable answers (of one where the other are not there), without gradient. Jung et al. 2024 (2404.04656)
+    on one batch in the place of a moving mean; answers can carry the paper's density ratio as their `weight`."""
     rewards = beta * (al.logps - al.ref_logps)
     sides = [rewards.detach()[mask] for mask in (al.label, ~al.label)]
-    delta = sum(side.mean() for side in sides if len(side)) / 2
+    found = [side.mean() for side in sides if len(side)]
+    delta = sum(found) / len(found)
     return -logsigmoid(signed(al, rewards - delta))

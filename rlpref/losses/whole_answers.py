@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from rlpref.losses.bounds import bounded, bounded_exp
-from rlpref.losses.inputs import RolloutLogps
-from rlpref.losses.lists import per_row
+from rlpref.losses.inputs import RolloutLogps, per_row
+from rlpref.losses.ranges import Positive
 from rlpref.losses.registry import register
 from rlpref.losses.rollouts import by_sign, clipped, log_ratio
 from rlpref.ops.masked import masked_mean
@@ -27,7 +27,7 @@ def answer_mean(tokens: Tensor, mask: Tensor) -> Tensor:
 
 
 @register(reduce="sequence_mean")
-def ppo_clip_answer(rl: RolloutLogps, cliprange: float = 0.2) -> Tensor:
+def ppo_clip_answer(rl: RolloutLogps, cliprange: Positive = 0.2) -> Tensor:
     """-min(r A, clip(r, 1 - cliprange, 1 + cliprange) A) with r = pi(y)/old(y) of the whole answer: what TRL's RLOO
     minimises. Ahmadian et al. 2024 (2402.14740), section 3, an answer as one action, under the clip of 1707.06347."""
     ratio = bounded_exp(answer_sum(log_ratio(rl), rl.mask))
@@ -35,14 +35,14 @@ def ppo_clip_answer(rl: RolloutLogps, cliprange: float = 0.2) -> Tensor:
 
 
 @register(reduce="sequence_mean")
-def gspo(rl: RolloutLogps, cliprange_low: float = 3e-4, cliprange_high: float = 4e-4) -> Tensor:
+def gspo(rl: RolloutLogps, cliprange_low: Positive = 3e-4, cliprange_high: Positive = 4e-4) -> Tensor:
     """-min(s A, clip(s, 1 - low, 1 + high) A) with s = (pi(y)/old(y))^(1/|y|). Zheng et al. 2025 (2507.18071), eq. 5
     to 7."""
     return clipped(bounded_exp(answer_mean(log_ratio(rl), rl.mask)), rl.advantages, cliprange_low, cliprange_high)
 
 
 @register(reduce="sequence_mean")
-def gspo_token(rl: RolloutLogps, cliprange_low: float = 3e-4, cliprange_high: float = 4e-4) -> Tensor:
+def gspo_token(rl: RolloutLogps, cliprange_low: Positive = 3e-4, cliprange_high: Positive = 4e-4) -> Tensor:
     """-min(s_t A_t, clip(s_t, 1 - low, 1 + high) A_t) with s_t = s pi_t/pi_t, where s and the denominator are held
     constant: `gspo` for advantages that differ between tokens. Zheng et al. 2025 (2507.18071), eq. 13 and 14."""
     ratio = bounded_exp(answer_mean(log_ratio(rl).detach(), rl.mask)) * torch.exp(rl.logps - rl.logps.detach())
@@ -50,14 +50,14 @@ def gspo_token(rl: RolloutLogps, cliprange_low: float = 3e-4, cliprange_high: fl
 
 
 @register(reduce="sequence_sum")
-def luspo(rl: RolloutLogps, cliprange_low: float = 3e-4, cliprange_high: float = 4e-4) -> Tensor:
+def luspo(rl: RolloutLogps, cliprange_low: Positive = 3e-4, cliprange_high: Positive = 4e-4) -> Tensor:
     """-|y| min(s A, clip(s) A), s as in `gspo`, whose answers count by their length. 2602.05261 (2026), LUSPO, as in
     TRL; the default ranges are GSPO's."""
     return gspo(rl, cliprange_low, cliprange_high)
 
 
 @register(reduce="sequence_mean")
-def gmpo(rl: RolloutLogps, cliprange: float = 0.4) -> Tensor:
+def gmpo(rl: RolloutLogps, cliprange: Positive = 0.4) -> Tensor:
     """-A exp(mean over tokens of c_t), c_t = log r_t held at most `cliprange` where A > 0 and at least -`cliprange`
     elsewhere: the geometric mean of clipped ratios. Zhao et al. 2025 (2507.20673)."""
     kept = torch.where(rl.advantages > 0, log_ratio(rl).clamp(max=cliprange), log_ratio(rl).clamp(min=-cliprange))
@@ -90,7 +90,7 @@ def log_policy_over_ref(rl: RolloutLogps) -> Tensor:
 
 
 @register(reduce="sequence_mean")
-def dro(rl: RolloutLogps, tau: float) -> Tensor:
+def dro(rl: RolloutLogps, tau: Positive) -> Tensor:
     """(A - tau h)^2 / (2 tau), A = r - V(x) and h = log pi(y)/ref(y): direct reward optimisation of single answers.
     Richemond et al. 2024 (2405.19107), eq. 4, over tau as the authors scale the policy's gradient; tau is the beta."""
     tau = per_row(tau)
@@ -98,7 +98,7 @@ def dro(rl: RolloutLogps, tau: float) -> Tensor:
 
 
 @register(reduce="sequence_mean")
-def a_star_po(rl: RolloutLogps, beta: float) -> Tensor:
+def a_star_po(rl: RolloutLogps, beta: Positive) -> Tensor:
     """(beta h - A)^2, h = log pi(y)/ref(y) and A = r - V*(x), the optimal value as beta_1 log mean exp(r/beta_1) over
     answers of the reference. Brantley et al. 2025 (2505.20686); TRL's `a2po`, whose beta_2 is beta."""
     return (per_row(beta) * log_policy_over_ref(rl) - rl.advantages) ** 2

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
+from rlpref.losses.modifiers import make_modifiers
 from rlpref.testbed.coverage import NearPairs, pair_distribution
 from rlpref.testbed.duels import chosen_policy, ipo_optimum
 from rlpref.testbed.exact import sequence_kl
@@ -30,6 +31,8 @@ def own_regret(algorithm: Mapping[str, Any], data: Mapping[str, Any], task: Test
     preferences (other kinds of data), and dropped ties.
     """
     measure = OWN.get((algorithm["kind"], (algorithm.get("loss") or {}).get("name")))
+    if make_modifiers(algorithm.get("modifiers") or {}).used:
+        return None
     if measure is None or data["source"] != "testbed" or data.get("kind", "pairs") != "pairs":
         return None
     drawn = pair_distribution(data["pairs_from"], data["pairs_from_options"])(task, ref)

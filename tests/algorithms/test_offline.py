@@ -117,7 +117,8 @@ def test_tail_confidence_and_kl_are_those_of_the_tokens(moved):
 
 def test_what_a_bound_held_back_is_logged(moved):
     models, data = moved
-    algorithm = offline("chi_po", beta=20.0, clip=0.1)
+    data.train.chosen_score[::2] = data.train.rejected_score[::2]  # no better than the rejected answer
+    algorithm = offline("odpo", beta=0.3)
     found = algorithm.loss(models, collected(algorithm, models, data))
     assert 0 < found.metrics["loss/clamped"].mean() < 1
     plain = offline("dpo", beta=0.3)
@@ -142,7 +143,7 @@ def test_a_column_that_the_data_lack_is_asked_for_by_name(moved, column, loss, m
     hyperparameters = {"labels": "soft"} if loss == "sppo" else {}
     algorithm = offline(loss, beta=0.3, modifiers=modifiers, **hyperparameters)
     lacking = replace(data, train=replace(data.train, **{column: None}))
-    with pytest.raises(ConfigError, match=f"loss '{loss}' reads '{column}', which the data do not have: give every"):
+    with pytest.raises(ConfigError, match=f"reads '{column}', which the data do not have: give every"):
         collected(algorithm, models, lacking)
 
 

@@ -64,7 +64,7 @@ def test_labels_of_every_kind_reach_the_loss(laboratory):
     squares = (scores[0] - pairs.chosen_score) ** 2 + (scores[1] - pairs.rejected_score) ** 2
     expected = {
         "bradley_terry": plain,
-        "bt_scaled": margin * plain,
+        "bt_scaled": margin.clamp(min=0) * plain,
         "bt_margin": -torch.nn.functional.logsigmoid(scores[0] - scores[1] - margin),
         "bt_soft": pairs.soft_label * plain + (1 - pairs.soft_label) * turned,
         "reward_mse": squares / 2,

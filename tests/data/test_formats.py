@@ -223,7 +223,7 @@ TWO = {"prompt": "q", "responses": ["a", "b"]}
             {"prompt": "q", "responses": [{"text": "a", "score": 1}, {"text": "b", "score": []}]},
             r"\[1\].score' is a list",
         ),
-        (TWO | {"scores": [1, 2], "weight": -2}, "'weight' is -2"),
+        (TWO | {"scores": [1, 2], "weight": -2}, "'weight' is -2; give a number above 0"),
     ],
 )
 def test_kwise_rows_that_cannot_be_read_are_bad(record, reason):

@@ -125,7 +125,7 @@ def test_each_says_what_it_reads():
 
 
 def test_refusals():
-    with pytest.raises(ConfigError, match="'lapse' must be above 0 and below 1"):
+    with pytest.raises(ConfigError, match="'lapse' must be above 0 and at most 1"):
         make_loss("bt_lapse", lapse=0.0)
     with pytest.raises(ConfigError, match="loss 'bt_center' does not use 'coeff'"):
         make_loss("bt_center", coeff=0.1)

@@ -10,7 +10,7 @@ from rlpref.binding import ConfigError
 from rlpref.losses import LOSSES, make_loss, ppo_clip, reduced
 from rlpref.losses.bounds import counted
 from rlpref.losses.inputs import RolloutLogps
-from rlpref.losses.registry import reads_reference
+from rlpref.losses.registry import columns_read
 
 REDUCTIONS = ("token_mean", "sequence_mean", "sequence_sum")
 BETA = {"dro": {"tau": 0.3}, "a_star_po": {"beta": 0.3}}
@@ -217,9 +217,9 @@ def test_losses_do_not_look_outside_the_mask(name):
 
 
 def test_the_reference_is_read_only_where_it_counts():
-    readers = {name for name in ALL if reads_reference(make_loss(name, **BETA.get(name, {})), RolloutLogps)}
+    readers = {name for name in ALL if "ref_logps" in columns_read(make_loss(name, **BETA.get(name, {})), RolloutLogps)}
     assert readers == {"grpo", "dro", "a_star_po"}
-    assert not reads_reference(make_loss("grpo", kl_coef=0.0), RolloutLogps)
+    assert "ref_logps" not in columns_read(make_loss("grpo", kl_coef=0.0), RolloutLogps)
 
 
 def test_a_ratio_beyond_all_bounds_is_counted():
