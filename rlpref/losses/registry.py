@@ -4,10 +4,11 @@ configuration, its page in docs/losses.md and its tests are made from the regist
 from __future__ import annotations
 
 import inspect
+import itertools
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor
@@ -111,6 +112,25 @@ def make_loss(name: str, **settings) -> Bound:
     if not sound:
         raise ConfigError(f"loss '{name}' has no finite value with {describe(settings)}: change one of these.")
     return loss
+
+
+def variants(name: str, beta: float) -> list[dict[str, Any]]:
+    """Hyperparameters to try a loss with: its defaults at that beta (or tau), and every choice of every hyperparameter
+    that has choices; what a choice needs and the defaults leave unset is 0.5."""
+    entry = LOSSES[name]
+    hints = get_type_hints(entry.function)
+    required = {entry.regularisation: beta} if entry.regularisation else {}
+    choices = {key: get_args(hints[key]) for key in entry.hyperparameters if get_origin(hints[key]) is Literal}
+    unset = {key: 0.5 for key, p in entry.hyperparameters.items() if p.default is None}
+    found = []
+    for values in itertools.product(*choices.values()):
+        chosen = required | dict(zip(choices, values))
+        try:
+            make_loss(name, **chosen)
+        except ConfigError:
+            chosen |= unset
+        found.append(chosen)
+    return found
 
 
 def describe(settings: Mapping[str, Any]) -> str:

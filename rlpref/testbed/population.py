@@ -142,8 +142,12 @@ def population_argmin(
     DPO under flipped labels is found, which has no closed form: flipped Bradley-Terry probabilities are not
     Bradley-Terry.
     """
-    logits = (ref if start is None else start).detach().clone().requires_grad_()
-    expected = expected_loss(task, loss, ref, mu, preference, scores)
+    return argmin(expected_loss(task, loss, ref, mu, preference, scores), ref if start is None else start, max_iter)
+
+
+def argmin(expected: Callable[[Tensor], Tensor], start: Tensor, max_iter: int = 2000) -> Argmin:
+    """`population_argmin` of any expected loss, a function of conditionals."""
+    logits = start.detach().clone().requires_grad_()
     value, gradient = minimise(lambda: expected(logits.log_softmax(-1)), [logits], max_iter)
     return Argmin(logits.detach().log_softmax(-1), value, gradient)
 
