@@ -1,11 +1,11 @@
 """Where every preference loss goes: the population optimum of each, beside the exact frontier.
 
-    python experiments/loss_optima.py [--out FOLDER] [--figure FILE] [--only LOSS ...]
+    python experiments/loss_optima.py [--out FOLDER] [--only LOSS ...] [--horizon TOKENS]
 
 The expected loss over all pairs of answers with Bradley-Terry labels of the gold reward is minimised over all policies,
 for every registered loss that takes pairs and every choice of its hyperparameters, at BETAS; nothing is sampled. Pairs
 come from the reference, and from the reference with a hole that the pairs never show. Each loss starts at the
-reference, and at BETA from a second policy, too. Writes loss_optima.csv and .md into the folder, and the figure.
+reference, and at BETA from a second policy, too. Writes loss_optima.csv, .md and .png into the folder.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from rlpref.logging.folder import write_atomically
 from rlpref.losses import LOSSES, make_loss
 from rlpref.losses.inputs import ListLogps, PairLogps
 from rlpref.losses.registry import Entry, variants
+from rlpref.report.figures import save
+from rlpref.report.optima import optima_figure
 from rlpref.report.tables import markdown
 from rlpref.testbed.coverage import holes
 from rlpref.testbed.duels import chosen_policy, ipo_optimum
@@ -198,16 +200,15 @@ def page(rows: pd.DataFrame) -> str:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("runs/loss_optima"))
-    parser.add_argument("--figure", type=Path, help="also draw the figure there (.png)")
     parser.add_argument("--only", nargs="+", help="these losses alone")
-    parser.add_argument("--horizon", type=int, default=3)
+    parser.add_argument("--horizon", type=int, default=3, help="tokens of an answer at most, at least 2")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     task = make_testbed(vocab=3, horizon=options.horizon, prompts=2, seed=5, reward="ngram")
     rows = study(task, [entry for entry in covered() if not options.only or entry.name in options.only])
     line = pd.DataFrame(frontier(task, task.ref, task.rewards))
     write_atomically(options.out / "loss_optima.csv", rows.to_csv(index=False))
-    write_atomically(options.out / "frontier.csv", line.to_csv(index=False))
+    save(optima_figure(rows, line, BETA), options.out, "loss_optima")
     write_atomically(options.out / "loss_optima.md", page(rows))
     print(page(rows))
 

@@ -42,7 +42,9 @@ class Entry:
     takes: type[TensorBatch]
     at_ref: str | None = None  # value per example at policy == reference, in hyperparameters and functions of math
     shift_invariant: bool = False  # a constant added to both log-ratios of a pair changes nothing
-    kl_optimal: bool = False  # its minimum over Bradley-Terry pairs is the KL-regularised optimum at its beta
+    # Its minimum is the KL-regularised optimum at its beta, at the defaults of all else: over Bradley-Terry pairs or
+    # Plackett-Luce rankings by the gold rewards, which are the scores where it reads their values.
+    kl_optimal: bool = False
     coupled: bool = False  # the value of an example depends on the others of its minibatch
     linked: bool = False  # it puts a link of its own (an f-divergence) in place of the log-ratio
     nll: bool = False  # it has a likelihood term of its own
