@@ -35,7 +35,7 @@ from rlpref.testbed.measures import out_of_support_mass
 from rlpref.testbed.optima import conditionals_of, frontier, frontier_reward, optimum
 from rlpref.testbed.population import expected_loss
 from rlpref.testbed.preferences import bradley_terry
-from rlpref.testbed.stationary import UNBOUNDED, Rest, gain_beyond, rest
+from rlpref.testbed.stationary import Rest, gain_beyond, rest
 from rlpref.testbed.task import Testbed, make_testbed
 
 BETA = 0.5
@@ -44,6 +44,7 @@ HOLE = (1, 2)  # tokens that never follow each other in the pairs of "holes"
 ANSWERS = 3  # in a list
 MAX_ITER = 1000
 STRICT = 1e-9  # in units of the loss: a minimum rises by more where rejected answers are pushed further down
+FRONTIER_ERROR = 1e-5  # in units of the reward: of `frontier_reward` near a KL of 0
 SAME = 1e-4  # nats: two ends that are nearer are one
 MEASURES = {
     "kl_optimum": "KL to pi*",
@@ -103,12 +104,13 @@ def measures(pairs: Pairs, policy: Tensor, beta: float) -> dict[str, float]:
     ratio = answer_logps(task, policy) - answer_logps(task, task.ref)
     kl, reward = sequence_kl(task, policy, task.ref), expectation(task, policy, task.rewards)
     kl, reward = float(kl.mean()), float(reward.mean())
+    below = frontier_reward(task, task.ref, task.rewards, kl) - reward
     return {
         "kl_optimum": max(0.0, float(sequence_kl(task, policy, best).mean())),
         "kl_ipo": max(0.0, float(sequence_kl(task, policy, own).mean())),
         "reward": reward,
         "kl": max(0.0, kl),
-        "gap": max(0.0, frontier_reward(task, task.ref, task.rewards, kl) - reward),
+        "gap": below if below > FRONTIER_ERROR else 0.0,
         "outside": float(out_of_support_mass(task, policy, pairs.support).mean()),
         "chosen": float(expectation(task, won, torch.where(pairs.support, ratio, 0.0)).mean()),
         "lowest": float(ratio[pairs.support].min()),
@@ -116,12 +118,9 @@ def measures(pairs: Pairs, policy: Tensor, beta: float) -> dict[str, float]:
 
 
 def verdict(found: Rest, gain: float) -> str:
-    """What kind of end it is."""
-    if found.kind == "fixed point":
-        return "fixed point"
-    if found.argmin.loss < UNBOUNDED:
-        return "unbounded below"
-    return "runs off" if gain > -STRICT else found.kind
+    """What kind of end it is: that of the descent, unless the loss goes on falling as probabilities go to 0."""
+    off = found.kind in ("minimum", "kink") and gain > -STRICT
+    return "runs off" if off else found.kind
 
 
 def measure(pairs: Pairs, entry: Entry, settings: dict, beta: float, start: str) -> dict:
@@ -169,24 +168,25 @@ def readable(rows: pd.DataFrame, pairs: str) -> pd.DataFrame:
         columns[title] = [_number(value) for value in ends[name]]
     columns["gradient"] = [f"{value:.0e}" for value in ends["gradient"]]
     columns["end"] = ends["end"].tolist()
-    columns["from elsewhere"] = [
-        "the same"
-        if _same(row, others.loc[loss])
-        else f"{others['end'][loss]}, KL {_number(others['kl'][loss])}, reward {_number(others['reward'][loss])}"
-        for loss, row in ends.iterrows()
-    ]
+    columns["from elsewhere"] = [_elsewhere(row, others.loc[loss]) for loss, row in ends.iterrows()]
     if pairs == "reference":
         del columns[MEASURES["outside"]]
     return pd.DataFrame(columns)
 
 
-def _same(one: pd.Series, other: pd.Series) -> bool:
+def _elsewhere(end: pd.Series, other: pd.Series) -> str:
+    """Where the second start leads, if not to the same end."""
     names = ["kl_optimum", "kl_ipo", "reward", "kl"]
-    return bool((one[names] - other[names]).abs().max() < SAME)
+    if (end[names] - other[names]).abs().max() < SAME:
+        return "the same"
+    place = f"KL {_number(other['kl'])}, reward {_number(other['reward'])}, outside {_number(other['outside'])}"
+    return place if other["end"] == end["end"] else f"{other['end']}: {place}"
 
 
 def _number(value: float) -> str:
-    return "0" if abs(value) < 5e-9 else f"{value:.0e}" if abs(value) < 5e-4 else f"{value:.3f}"
+    if abs(value) < 5e-9:
+        return "0"
+    return f"{value:.0e}" if abs(value) < 5e-4 or abs(value) >= 1e3 else f"{value:.3f}"
 
 
 def page(rows: pd.DataFrame) -> str:

@@ -32,22 +32,43 @@ PUSH = 3.0  # nats
 
 @dataclass
 class Rest:
-    """Where descent comes to rest, and as what."""
+    """Where descent comes to rest, and as what. "fixed point": of a stop-gradient; "jump": the loss is not continuous
+    there; "unbounded below": it was left on its way down."""
 
     argmin: Argmin
-    kind: Literal["minimum", "kink", "fixed point"]
+    kind: Literal["minimum", "kink", "jump", "fixed point", "unbounded below"]
+
+
+class Bottomless(Exception):
+    """A policy at which the loss is below UNBOUNDED."""
+
+    def __init__(self, policy: Tensor):
+        self.policy = policy.detach()
 
 
 def rest(expected: Expected, start: Tensor, max_iter: int = 2000) -> Rest:
     """Where descent on an expected loss from `start` (conditionals) comes to rest, by the method that its shape needs:
     L-BFGS where it is smooth; a kink and the fixed point of a stop-gradient are found from where that stops."""
-    found = argmin(expected, start, max_iter)
-    if detaches(expected, start):
-        return Rest(fixed_point(expected, found.policy), "fixed point")
-    if found.gradient <= KINK or found.loss < UNBOUNDED:
+
+    def watched(policy: Tensor) -> Tensor:
+        value = expected(policy)
+        if value < UNBOUNDED:
+            raise Bottomless(policy)
+        return value
+
+    try:
+        found = argmin(watched, start, max_iter)
+        if detaches(expected, start):
+            return Rest(fixed_point(expected, found.policy), "fixed point")
+        if found.gradient <= KINK:
+            return Rest(found, "minimum")
+        found = kinked_argmin(watched, found.policy, max_iter)
+    except Bottomless as fall:
+        value, gradient = _slope(expected, fall.policy.flatten(), start.shape)
+        return Rest(Argmin(fall.policy, value, float(gradient.norm())), "unbounded below")
+    if found.gradient <= KINK:
         return Rest(found, "minimum")
-    again = kinked_argmin(expected, found.policy, max_iter)
-    return Rest(again, "minimum" if again.gradient <= KINK else "kink")
+    return Rest(found, "jump" if _jumps(expected, found.policy) else "kink")
 
 
 def kinked_argmin(expected: Expected, start: Tensor, max_iter: int = 2000) -> Argmin:
@@ -77,6 +98,8 @@ def kinked_argmin(expected: Expected, start: Tensor, max_iter: int = 2000) -> Ar
         curvature = float(moved @ bend)
         if curvature <= 0:  # rounding: the weak Wolfe conditions make it positive
             break
+        if iteration == 0:  # to the scale of the loss: Nocedal & Wright 2006, eq. 6.20
+            inverse *= curvature / float(bend @ bend)
         keep = torch.eye(len(x), dtype=x.dtype) - torch.outer(moved, bend) / curvature
         inverse = keep @ inverse @ keep.T + torch.outer(moved, moved) / curvature
     return Argmin(x.view_as(start).log_softmax(-1), value, float(gradient.norm()))
@@ -129,6 +152,13 @@ def detaches(expected: Expected, near: Tensor) -> bool:
     claimed = float(_slope(expected, x, near.shape)[1] @ direction)
     above, below = (_slope(expected, x + side * STEP * direction, near.shape)[0] for side in (1, -1))
     return abs((above - below) / (2 * STEP) - claimed) > 10 * STEP * (1 + abs(claimed))
+
+
+def _jumps(expected: Expected, at: Tensor) -> bool:
+    """Whether policies next to one (conditionals) have quite another loss."""
+    generator = torch.Generator().manual_seed(0)
+    near = (at + 1e-9 * torch.randn(8, *at.shape, generator=generator, dtype=at.dtype)).log_softmax(-1)
+    return max(abs(float(expected(policy) - expected(at))) for policy in near) > 1e-6
 
 
 def gain_beyond(task: Testbed, expected: Expected, policy: Tensor, ref: Tensor, support: Tensor) -> float:

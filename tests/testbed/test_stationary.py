@@ -8,6 +8,7 @@ from scipy.optimize import linprog
 from rlpref.losses import LOSSES, make_loss
 from rlpref.losses.inputs import PairLogps
 from rlpref.testbed import exact, preferences, stationary
+from rlpref.testbed.listwise import expected_list_loss
 from rlpref.testbed.population import argmin, expected_loss
 from rlpref.testbed.task import make_testbed
 
@@ -76,6 +77,12 @@ def test_which_losses_stop_gradients_is_seen_from_outside(task):
     assert found == {"tdpo2"}
 
 
+def test_a_loss_that_jumps_is_told_from_one_with_a_kink(task):
+    """LiPO weighs pairs by the ranks that the policy gives, which all tie at the reference."""
+    loss = expected_list_loss(task, make_loss("lipo_lambda", beta=BETA), task.ref, task.ref, task.rewards, 3)
+    assert stationary.rest(loss, task.ref).kind == "jump"
+
+
 def test_a_stop_gradient_comes_to_rest_where_its_own_gradient_vanishes(task, random_policy):
     """Away from the smallest value of the loss, at the same place from two starts."""
     loss = expected(task, make_loss("tdpo2", beta=BETA))
@@ -102,7 +109,10 @@ def test_the_robust_loss_has_no_minimum_where_labels_are_cleaner_than_it_is_told
     flips at that rate they are the clean probabilities."""
     task = make_testbed(vocab=3, horizon=3, prompts=2, seed=5, reward="ngram")
     loss = make_loss("robust", beta=BETA, label_smoothing=0.1)
-    assert stationary.rest(expected(task, loss), task.ref).argmin.loss < stationary.UNBOUNDED
+    fall = stationary.rest(expected(task, loss), task.ref)
+    assert fall.kind == "unbounded below"
+    assert fall.argmin.loss < stationary.UNBOUNDED
+    assert torch.isfinite(fall.argmin.policy).all()
     noisy = preferences.flips(task, 0.1)
-    assert 0 < stationary.rest(expected(task, loss, noisy), task.ref).argmin.loss < torch.tensor(2.0).log()
+    assert stationary.rest(expected(task, loss, noisy), task.ref).kind == "minimum"
     assert gain(task, loss, noisy) < -1e-5
