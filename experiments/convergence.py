@@ -81,10 +81,12 @@ def _aims_at_the_optimum(config: dict) -> bool:
     """Whether the optimum of the run's own loss is the KL-regularised one of the gold reward: policy gradients on that
     reward, and DPO on Bradley-Terry labels against the reference that the KL is measured from."""
     algorithm, loss = config["algorithm"], config["algorithm"].get("loss", {})
+    if config["reference"]["kind"] != "initial":
+        return False
     if loss.get("name") == "dpo" and not loss["label_smoothing"]:
         if algorithm["kind"] == "offline":
             return config["data"]["preference"] == "bradley_terry"
-        return (algorithm["pairing"], algorithm["reference"]) == ("bradley_terry", "initial")
+        return algorithm["pairing"] == "bradley_terry"
     return config["reward"]["kind"] == "gold" and algorithm.get("eos_rule") == "none"
 
 

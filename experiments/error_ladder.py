@@ -61,10 +61,10 @@ def iterative(config: dict, folder: Path, parts: Parts, ref: torch.Tensor, learn
     settings = config["algorithm"]
     loss = settings["loss"]
     plain = loss["name"] == "dpo" and not loss["label_smoothing"]
-    if not plain or settings["pairing"] != "bradley_terry" or settings["reference"] != "initial":
+    if not plain or settings["pairing"] != "bradley_terry":
         raise ConfigError(
-            "the ladder knows iterative methods with the loss dpo, without label smoothing, with pairing bradley_terry "
-            f"and reference initial; got {loss}, {settings['pairing']}, {settings['reference']}."
+            "the ladder knows iterative methods with the loss dpo, without label smoothing and with pairing "
+            f"bradley_terry; got {loss}, {settings['pairing']}."
         )
     pairs = None
     if settings["data"] == "aggregated":
@@ -108,6 +108,8 @@ def climb(folder: Path, model_steps: int = MODEL_STEPS) -> dict:
     config = yaml.safe_load((folder / "config.yaml").read_text())
     torch.set_num_threads(config["threads"] or torch.get_num_threads())
     rungs_of = choose(KINDS, config["algorithm"]["kind"], "algorithm kind with a ladder")
+    if config["reference"]["kind"] != "initial":
+        raise ConfigError(f"the ladder knows reference 'initial' alone; {folder} has '{config['reference']['kind']}'.")
     parts = build(config, check(config))
     if parts.task is None:
         raise ConfigError(f"{folder}: a ladder needs a testbed model, not '{config['model']['kind']}'.")

@@ -13,9 +13,10 @@ from torch import nn
 
 from rlpref import checkpoint
 from rlpref.binding import ConfigError, choose
-from rlpref.check import GOLD, Checked, source_settings, trained_weights
+from rlpref.check import GOLD, Checked, trained_weights
 from rlpref.data.context import DataContext
 from rlpref.data.preferences import PreferenceData, make_data
+from rlpref.data.settings import source_settings
 from rlpref.models.bundle import Models
 from rlpref.models.gguf import cache_dir
 from rlpref.models.heads import ScalarHead, critic_from, scalar_model
@@ -32,6 +33,7 @@ class Parts:
     data: PreferenceData
     task: Testbed | None
     model_card: dict
+    reference_hash: str  # of the policy as it was before training
 
 
 def build(config: dict, checked: Checked) -> Parts:
@@ -46,12 +48,14 @@ def build(config: dict, checked: Checked) -> Parts:
         _require_same_model(config, Path(config["init"]), "init", ("model", "testbed"))
         checkpoint.load_weights(policy, trained_weights(config["init"], "policy"))
     gold = choose(GOLD, str(data["gold"]), "data.gold")(task, loaded.tokenizer)
-    reference = freeze(policy)
-    preferences = _shared_data(config, reference.hash, lambda: _make_data(config, loaded.tokenizer, policy, task, gold))
+    initial = freeze(policy)
+    reference_hash = initial.hash
+    preferences = _shared_data(config, reference_hash, lambda: _make_data(config, loaded.tokenizer, policy, task, gold))
     models = Models(
         policy=policy,
-        ref=reference,
-        initial=reference,
+        ref=checked.reference.start(policy, initial),
+        initial=initial,
+        rule=checked.reference,
         tokenizer=loaded.tokenizer,
         eos_token_id=loaded.tokenizer.eos_token_id,
         temperature=config["temperature"],
@@ -62,7 +66,7 @@ def build(config: dict, checked: Checked) -> Parts:
     _add_scalar_models(config, checked, models)
     if config["reward"]["kind"] == "proxy":
         models.reward = proxy_scorer(task, **{key: config["reward"][key] for key in ("nu", "scale", "seed")})
-    return Parts(models, preferences, task, loaded.card)
+    return Parts(models, preferences, task, loaded.card, reference_hash)
 
 
 LAST_DATA: dict[str, PreferenceData] = {}  # of the jobs before in this process: a sweep reads its data once
@@ -95,7 +99,7 @@ def _make_data(config: dict, tokenizer, policy: nn.Module, task: Testbed | None,
         device=next(policy.parameters()).device,
         cache=cache_dir(),
     )
-    return make_data(source_settings(data), context, data["source"])
+    return make_data(source_settings(data), context, data["source"], data.get("pairs_by"), data.get("pairs_margin"))
 
 
 def _add_scalar_models(config: dict, checked: Checked, models: Models) -> None:

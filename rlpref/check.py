@@ -9,16 +9,17 @@ from typing import Any, Literal
 
 from rlpref import checkpoint
 from rlpref.algorithms import Algorithm, make_algorithm
+from rlpref.algorithms.fit import check_form, check_minibatch, check_rule
 from rlpref.binding import ConfigError, bind, choose, did_you_mean, hyperparameters
-from rlpref.data.sources import SOURCES
+from rlpref.data.pairing import data_form
+from rlpref.data.settings import check_data
 from rlpref.losses import LOSSES
 from rlpref.models.gguf import smollm2_135m
 from rlpref.models.llama2c import stories260k
-from rlpref.models.lm import check_precision, hf
+from rlpref.models.lm import check_precision, hf, wants_adapter
+from rlpref.models.reference_rule import ReferenceRule, reference_rule
 from rlpref.rewards.gold import VaderScorer
-from rlpref.testbed.coverage import pair_distribution
 from rlpref.testbed.models import TESTBED_MODELS
-from rlpref.testbed.preferences import preference_model
 from rlpref.testbed.rewards import cost_family, reward_family
 from rlpref.testbed.task import TestbedScorer, make_testbed
 from rlpref.trainer import TrainingSettings
@@ -27,7 +28,8 @@ from rlpref.update import OptimizerSettings
 LANGUAGE_MODELS = {"hf": hf, "smollm2_135m": smollm2_135m, "stories260k": stories260k}
 MODELS = TESTBED_MODELS | LANGUAGE_MODELS
 SECTIONS = (
-    *("algorithm", "model", "data", "reward", "budget", "evaluation", "optimizer", "logger", "training", "testbed"),
+    *("algorithm", "model", "data", "reward", "reference", "budget", "evaluation", "optimizer", "logger"),
+    *("training", "testbed"),
     *("beta", "temperature", "seed", "replicas", "init", "device", "threads"),
 )
 POSITIVE = {"rounds", "epochs", "batch_size", "prompts_per_round", "k", "times", "prompts", "pairs"}
@@ -37,7 +39,6 @@ GOLD = {
     "vader": lambda task, tokenizer: VaderScorer(tokenizer),
     "None": lambda task, tokenizer: None,
 }
-DATA_KEYS = ("source", "seed", "gold", "max_prompt_length", "max_completion_length", "test_fraction")
 
 
 @dataclass
@@ -46,6 +47,7 @@ class Checked:
 
     algorithm: Algorithm
     model: Any  # what builds the model, settings bound
+    reference: ReferenceRule
     evaluation: tuple[int, dict]
     training: TrainingSettings
     optimizer: OptimizerSettings
@@ -64,20 +66,21 @@ def check(config: dict, overridden: tuple[str, ...] = ()) -> Checked:
             raise ConfigError(f"the configuration lacks '{key}'.")
     _refuse_unread(config, overridden)
     algorithm = dict(config["algorithm"])
-    made = make_algorithm(algorithm.pop("kind"), algorithm, algorithm.pop("name"))
+    who = algorithm.pop("kind"), algorithm.pop("name")
+    made = make_algorithm(who[0], algorithm, who[1])
     _refuse_second_beta(config)
-    _check_coupled(made, config["training"])
     model = {key: value for key, value in config["model"].items() if key not in ("kind", "lr", "threads", "chunk")}
     kind = config["model"]["kind"]
     builder = bind(choose(MODELS, kind, "model.kind"), model, f"model '{kind}'", int(kind in TESTBED_MODELS))
     if kind in LANGUAGE_MODELS:
         check_precision(model["dtype"], model["attn_implementation"], model["lora"])
     _check_values(config)
-    data = dict(config["data"])
-    source = choose(SOURCES, data["source"], "data.source")
-    bind(source, source_settings(data), f"data source '{data['source']}'", 1)
-    choose(GOLD, str(data["gold"]), "data.gold")
-    _check_fit(kind, data)
+    check_data(config["data"])
+    choose(GOLD, str(config["data"]["gold"]), "data.gold")
+    check_form(made, *who, data_form(config["data"]))
+    training = bind(TrainingSettings, config["training"], "training")()
+    check_minibatch(made, training.micro_batch_size)
+    _check_fit(kind, config["data"])
     _check_testbed(config)
     _check_reward(config, made)
     _check_budget(config["budget"])
@@ -85,8 +88,9 @@ def check(config: dict, overridden: tuple[str, ...] = ()) -> Checked:
     return Checked(
         made,
         builder,
+        _check_reference(config, made),
         (evaluation.pop("times"), evaluation),
-        bind(TrainingSettings, config["training"], "training")(),
+        training,
         bind(OptimizerSettings, config["optimizer"], "optimizer")(),
         dict(bind(_logger, config["logger"], "logger").keywords),
     )
@@ -109,20 +113,9 @@ def _run(
 ): ...
 
 
-def _data(
-    source: str,
-    seed: int,
-    gold: str | None,
-    max_prompt_length: int,
-    max_completion_length: int,
-    test_fraction: float | None,
-): ...
-
-
 def _check_values(config: dict) -> None:
     """Types of what no section's function takes, counts that must be positive, and the run to start from."""
     bind(_run, {key: config[key] for key in hyperparameters(_run)}, "the run")
-    bind(_data, {key: config["data"][key] for key in DATA_KEYS if key in config["data"]}, "data")
     bind(make_testbed, config["testbed"], "testbed")
     for section in ("algorithm", "training", "evaluation"):
         for key, value in config[section].items():
@@ -136,14 +129,10 @@ def _check_values(config: dict) -> None:
 
 
 def _check_testbed(config: dict) -> None:
-    """Options are bound to the reward, the preferences and the distribution of pairs that would use them."""
+    """Options are bound to the reward and the cost that would use them."""
     testbed = config["testbed"]
     reward_family(testbed["reward"], testbed.get("options"))
     cost_family(testbed.get("cost"), testbed.get("cost_options"))
-    data = config["data"]
-    if data["source"] == "testbed":
-        preference_model(data["preference"], data["preference_options"])
-        pair_distribution(data["pairs_from"], data["pairs_from_options"])
 
 
 def _check_fit(kind: str, data: dict) -> None:
@@ -195,21 +184,6 @@ def _refuse_second_beta(config: dict) -> None:
             raise ConfigError(f"{key} is {value}, but beta is {config['beta']}: set beta={value} alone.")
 
 
-def _check_coupled(algorithm: Algorithm, training: dict) -> None:
-    """A loss that takes its minibatch as a whole may not be cut."""
-    objective = getattr(algorithm, "objective", None)
-    if objective is None or not objective.entry.coupled:
-        return
-    name, rows, cut = objective.entry.name, algorithm.batch_size, training["micro_batch_size"]
-    if isinstance(cut, int) and cut < rows:
-        raise ConfigError(
-            f"loss '{name}' takes a minibatch as a whole: training.micro_batch_size is {cut}, "
-            f"but must be at least algorithm.batch_size, {rows}."
-        )
-    if rows < 2:
-        raise ConfigError(f"loss '{name}' compares the examples of a minibatch: algorithm.batch_size must be above 1.")
-
-
 def reads_beta(algorithm: dict) -> bool:
     """Whether the algorithm optimises an objective with a beta (IPO's tau takes its place)."""
     return bool(_betas(algorithm))
@@ -222,11 +196,6 @@ def _betas(algorithm: dict) -> dict[str, float]:
         name = choose(LOSSES, loss.get("name"), "loss").regularisation
         found[f"algorithm.loss.{name}"] = loss.get(name)
     return {key: value for key, value in found.items() if value is not None}
-
-
-def source_settings(data: dict) -> dict:
-    """What of the data section goes to the source itself."""
-    return {key: value for key, value in data.items() if key not in DATA_KEYS}
 
 
 def _no_settings(): ...
@@ -257,6 +226,18 @@ def _check_reward(config: dict, algorithm: Algorithm) -> None:
             raise ConfigError("reward 'proxy' is made from the testbed's gold reward: it needs model=tabular or tiny.")
         if not reward["nu"] > 0:
             raise ConfigError(f"reward.nu must be above 0, not {reward['nu']}.")
+
+
+def _check_reference(config: dict, algorithm: Algorithm) -> ReferenceRule:
+    """The rule of the reference, where the algorithm and the model can follow it."""
+    rule, settings, model = reference_rule(**config["reference"]), config["algorithm"], config["model"]
+    check_rule(rule, algorithm, settings["kind"], settings["name"])
+    if rule.kind == "adapter_off" and not wants_adapter(model.get("lora")):
+        raise ConfigError(
+            f"model '{model['kind']}' has no adapter to switch off for reference 'adapter_off': "
+            "set model.lora.r on a language model, or reference=initial."
+        )
+    return rule
 
 
 def trained_weights(run_folder: str | os.PathLike, name: str) -> Path:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 LOSSES = Path(__file__).parent / "losses"
-KINDS = {"PairLogps": "offline", "AnswerLogps": "unpaired", "ListLogps": "kwise"}  # of algorithm, by what a loss takes
+ON_DATA = ("PairLogps", "AnswerLogps", "ListLogps")  # what losses take that train a policy on data
 
 
 @dataclass
@@ -37,17 +37,16 @@ def configs() -> Iterator[tuple[str, str, dict]]:
     """(group, option, configuration) of each."""
     for loss in signatures():
         yield "algorithm/loss", loss.name, {"name": loss.name, **loss.hyperparameters}
-        if loss.takes in KINDS:
+        if loss.takes in ON_DATA:
             yield "algorithm", loss.name, _algorithm(loss)
 
 
 def _algorithm(loss: Signature) -> dict:
-    kind = KINDS[loss.takes]
-    parts = [{"loss": loss.name}, *([{"modifiers": "none"}] if kind == "offline" else [])]
+    parts = [{"loss": loss.name}, *([{"modifiers": "none"}] if loss.takes == "PairLogps" else [])]
     return {
         "defaults": [*parts, "_self_"],
         "name": loss.name,
-        "kind": kind,
+        "kind": "offline",
         "epochs": "${budget.offline.epochs}",
         "batch_size": "${budget.batch_size}",
     }

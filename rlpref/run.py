@@ -191,7 +191,8 @@ def _assemble(job: Ready, replicas: int) -> tuple[Run, dict]:
     torch.manual_seed(config["seed"])
     parts = build(config, checked)
     beta = config["beta"] if reads_beta(config["algorithm"]) else None
-    own = partial(own_regret, config["algorithm"], config["data"])
+    fixed = config["reference"]["kind"] == "initial"  # a closed form of the own optimum is known for no other
+    own = partial(own_regret, config["algorithm"], config["data"]) if fixed else lambda task, ref: None
     exact = make_exact(parts.task, parts.models, beta, own) if parts.task else None
     if exact:
         write_json(folder.path / "frontier.json", exact.frontier())
@@ -265,7 +266,8 @@ def _card(config: dict, parts: Parts, exact: ExactEvaluator | None) -> dict:
         "seed": config["seed"],
         "data_seed": config["data"]["seed"],
         "model": parts.model_card,
-        "reference_hash": parts.models.initial.hash,
+        "reference": config["reference"],
+        "reference_hash": parts.reference_hash,
         "data": data,
         "reward": getattr(parts.models.reward, "name", None),
         "gold": getattr(parts.models.gold, "name", None),

@@ -6,7 +6,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -22,8 +22,6 @@ from rlpref.evaluation.evaluator import Evaluator, evaluate
 from rlpref.logging.folder import RunFolder
 from rlpref.logging.mirror import Mirror
 from rlpref.models.bundle import Models
-from rlpref.models.hashing import weights_hash
-from rlpref.models.reference import snapshot
 from rlpref.models.stacked import member, stack_models, tree_of
 from rlpref.ops.blocks import Unstackable, chosen_rows
 from rlpref.progress import progress
@@ -112,6 +110,7 @@ class Trainer:
         self.experience: TensorBatch | None = None
         self.evaluated: list[dict] = [{} for _ in runs]
         self.total = self._count_steps()
+        self.models.rule.check_length(self.total)
         self.optimizer, self.scheduler = self._optimizer(first.optimizer)
 
     def _count_steps(self) -> int:
@@ -135,6 +134,7 @@ class Trainer:
                 self._evaluate(started)
             for batch in self._minibatches():
                 row = self._update(batch)
+                self._moved(self.models.rule.after_step(self.at.step, self.models.policy, self.models.ref))
                 self.at.seconds = time.perf_counter() - started
                 if self.at.step % self.settings.log_every == 0 or self.at.step == self.total:
                     self._log(row)
@@ -169,7 +169,7 @@ class Trainer:
 
     def _check_start(self, batch: TensorBatch) -> None:
         """Dropout is off in whatever trains or is compared with, and the algorithm starts where it should."""
-        compared = {"ref": self.models.ref.model}
+        compared = {"ref": (self.models.ref or self.models.initial).model}
         for name, module in ({name: getattr(self.models, name) for name in self.algorithm.trains} | compared).items():
             if any(part.training for part in module.modules()):
                 raise StartError(f"the {name} is in training mode: dropout would be on. Call .eval() on it.")
@@ -177,6 +177,7 @@ class Trainer:
         self.algorithm.check_start(self.models, batch[few.flatten()])
 
     def _collect(self) -> None:
+        self._moved(self.models.rule.before_round(self.at.round, self.models.policy, self.models.ref))
         self.show("collecting")
         round = Round(self.at.round, self.generators, self.costs, self.experience)
         self.experience = self.algorithm.collect(self.models, self.data, round)
@@ -238,10 +239,23 @@ class Trainer:
             self.evaluated[i] = self._row(i) | metrics
             run.log(self.evaluated[i])
             run.folder.log_samples(texts)
+        if self.at.step == 0 or (self.models.rule.moves and not self.models.rule.is_replaced):
+            self._log_reference()
+
+    def _moved(self, moved: bool) -> None:
+        if moved and self.models.rule.is_replaced:
+            self._log_reference()
+
+    def _log_reference(self) -> None:
+        """The hash of each run's reference as it is now; None where there is none."""
+        ref = self.models.ref
+        for i, run in enumerate(self.runs):
+            found = ref and replace(ref, model=member(ref.model, i)).hash
+            run.folder.log_reference({"step": self.at.step, "round": self.at.round, "hash": found})
 
     def _modules(self, run: int) -> dict[str, nn.Module]:
-        moved = self.models.ref is not self.models.initial
-        return self.runs[run].modules | ({"ref": member(self.models.ref.model, run)} if moved else {})
+        moves = self.models.rule.moves
+        return self.runs[run].modules | ({"ref": member(self.models.ref.model, run)} if moves else {})
 
     def _save(self) -> None:
         """Each run's checkpoint is what it would have written alone. At the end fixed data are not written again."""
@@ -268,11 +282,7 @@ class Trainer:
             for run in self.runs:
                 run.folder.clear_logs()
             return
-        if moved := (paths[0] / "ref.safetensors").exists():
-            self.models.ref = snapshot(self.models.policy)
         states = [checkpoint.load(path, self._modules(i)) for i, path in enumerate(paths)]
-        if moved:
-            self.models.ref.hash = weights_hash(self.models.ref.model)
         self.at = Progress(**states[0]["progress"])
         self.scheduler.last_epoch = self.at.step
         self.metrics = {name: torch.tensor([s["metrics"][name] for s in states]) for name in states[0]["metrics"]}

@@ -48,7 +48,7 @@ class TensorBatch:
 
 
 def cat(batches: list):
-    """Rows of all batches under each other; 2-D tensors of different widths are padded on the right."""
+    """Rows of all batches under each other; tensors of different widths are padded on the right."""
     first = batches[0]
     return type(first)(**{name: _cat_field([getattr(b, name) for b in batches]) for name, _ in first.items()})
 
@@ -56,7 +56,7 @@ def cat(batches: list):
 def token_counts(batch: TensorBatch) -> Tensor:
     """[B] real tokens in all the sequences of each row."""
     if isinstance(batch, Sequences):
-        return batch.attention_mask.sum(1)
+        return batch.attention_mask.flatten(1).sum(1)
     return sum(token_counts(value) for _, value in batch.items() if isinstance(value, TensorBatch))
 
 
@@ -96,11 +96,11 @@ def from_nested(nested: dict | None):
 
 
 def pad_to_same_width(tensors: list[Tensor]) -> list[Tensor]:
-    """Pads 2-D tensors with zeros (False) on the right to the widest; leaves 1-D tensors alone."""
-    if tensors[0].dim() == 1:
-        return tensors
-    width = max(tensor.shape[1] for tensor in tensors)
-    return [torch.nn.functional.pad(tensor, (0, width - tensor.shape[1])) for tensor in tensors]
+    """Pads every dimension but the first with zeros (False) at its end to the widest; leaves 1-D tensors alone."""
+    widths = [max(sizes) for sizes in zip(*(tensor.shape[1:] for tensor in tensors))]
+    missing = [[width - size for width, size in zip(widths, tensor.shape[1:])] for tensor in tensors]
+    pads = [[pad for size in reversed(sizes) for pad in (0, size)] for sizes in missing]
+    return [torch.nn.functional.pad(t, pad) if any(pad) else t for t, pad in zip(tensors, pads)]
 
 
 @dataclass
@@ -113,7 +113,8 @@ class Prompts(TensorBatch):
 
 @dataclass
 class Sequences(TensorBatch):
-    """Prompt and completion. Padding may stand on either side and holds any id: only the masks are read."""
+    """Prompt and completion. Padding may stand on either side and holds any id: only the masks are read.
+    In `Lists` the tensors are [B, K, T], and what is said of a row here holds for each answer."""
 
     ids: Tensor  # [B, T] int
     attention_mask: Tensor  # [B, T] bool: every real token
@@ -122,18 +123,18 @@ class Sequences(TensorBatch):
     @property
     def lengths(self) -> Tensor:
         """[B] completion lengths in tokens."""
-        return self.mask.sum(1)
+        return self.mask.sum(-1)
 
     @property
     def position_ids(self) -> Tensor:
         """[B, T] position of each real token in its own sequence, whatever the padding."""
-        return (self.attention_mask.long().cumsum(1) - 1).clamp(min=0)
+        return (self.attention_mask.long().cumsum(-1) - 1).clamp(min=0)
 
     def trimmed(self) -> Sequences:
         """Without the columns that are padding in every row. Do not use it where other [B, T] tensors are
         aligned with these columns."""
-        used = self.attention_mask.sum(0) > 0
-        return self if used.all() else self.map(lambda tensor: tensor[:, used])
+        used = self.attention_mask.flatten(0, -2).any(0)
+        return self if used.all() else self.map(lambda tensor: tensor[..., used])
 
 
 @dataclass
@@ -146,8 +147,41 @@ class Pairs(TensorBatch):
     ref_rejected: Tensor | None = None  # [B]
     chosen_score: Tensor | None = None  # [B] external reward of the chosen answer
     rejected_score: Tensor | None = None  # [B]
-    weight: Tensor | None = None  # [B]
+    weight: Tensor | None = None  # [B] >= 0, how much the pair counts
     soft_label: Tensor | None = None  # [B] probability that the chosen answer is the better one
+
+
+@dataclass
+class Answers(TensorBatch):
+    """Single tokenised answers, each with a verdict of its own: unpaired data."""
+
+    sequences: Sequences
+    label: Tensor  # [B] bool: True for a desirable answer
+    ref: Tensor | None = None  # [B] the reference's summed log-probs once they are known
+    mismatched: Sequences | None = None  # the prompt of each row with the completion of another one
+    ref_mismatched: Tensor | None = None  # [B]
+    weight: Tensor | None = None  # [B] >= 0
+    score: Tensor | None = None  # [B] external reward
+
+
+@dataclass
+class Lists(TensorBatch):
+    """Several tokenised answers to each prompt with their scores: K-wise data. Rows with fewer than K answers are
+    padded at the end; `flat` leaves the padding out, so that it never goes through a model."""
+
+    answers: Sequences  # its tensors are [B, K, T]
+    present: Tensor  # [B, K] bool
+    scores: Tensor  # [B, K] external rewards, 0 where absent
+    ref: Tensor | None = None  # [B, K] the reference's summed log-probs once they are known, 0 where absent
+    weight: Tensor | None = None  # [B] >= 0
+
+    def flat(self) -> Sequences:
+        """[N, T] the answers that are there, row by row."""
+        return self.answers.map(lambda tensor: tensor[self.present])
+
+    def unflat(self, values: Tensor) -> Tensor:
+        """[B, K] from values [N] of the answers in `flat`, 0 where absent; gradients flow through."""
+        return values.new_zeros(self.present.shape).masked_scatter(self.present, values)
 
 
 @dataclass

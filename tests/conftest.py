@@ -90,7 +90,8 @@ def testbed_data():
             cache=Path(),
         )
         sizes = {"pairs": pairs, "test_pairs": test_pairs}
-        return make_data(sizes | usual | settings, context, "testbed")
+        rule = {name: settings.pop(name) for name in ("pairs_by", "pairs_margin") if name in settings}
+        return make_data(sizes | usual | settings, context, "testbed", **rule)
 
     return build
 

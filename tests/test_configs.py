@@ -43,6 +43,7 @@ SMALL = ["testbed.vocab=3", "testbed.horizon=2", "model.pretrain_steps=3"]
 CASES = {
     **{name: [*runs.TESTBED, *settings] for name, settings in M.items()},
     "sft without reward": [*runs.TESTBED, *M["sft"], "reward=none"],
+    "reward model by margins": [*runs.TESTBED, *M["reward_model"], "algorithm/loss=bt_margin"],
     "tiny dpo": [*runs.TESTBED, *M["dpo"], "model=tiny", "model.pretrain_steps=3"],
     "tiny ppo": [*runs.TESTBED, *M["ppo"], "model=tiny", "model.pretrain_steps=3"],
     "tiny reinforce": [*runs.TESTBED, *M["reinforce"], "model=tiny", "model.pretrain_steps=3"],
@@ -55,6 +56,12 @@ CASES = {
     "iterative on a learned reward": [
         *[*runs.TESTBED, *M["iterative_dpo"]],
         *["reward=learned", "reward.path={reward_model}"],
+    ],
+    "dpo on pairs of lists": [*runs.TESTBED, *M["dpo"], "data.kind=kwise", "data.k=4", "data.pairs_by=all"],
+    "ppo beside unpaired data": [*runs.TESTBED, *M["ppo"], "data.kind=unpaired"],
+    "hf kwise jsonl": [
+        *[*runs.TINY, *HF, "data=jsonl", "data.path={kwise}", "reward=none", "algorithm.batch_size=8"],
+        *["data.kind=kwise", "data.score_key=stars", "data.pairs_by=margin", "data.pairs_margin=1"],
     ],
     "hf jsonl": [*runs.TINY, *HF, "data=jsonl", "data.path={jsonl}", "reward=none", "threads=null"],
     "hf hh": [*runs.TINY, *HF, "data=hh", "data.path={hh}", "algorithm=ipo", "algorithm.batch_size=8"],
@@ -73,6 +80,17 @@ CASES = {
         *ONE_EACH,
     ],
     "hf experiment": [*runs.TINY, "experiment=sentiment", *HF, "algorithm.batch_size=8"],
+    "hf sentiment lora, adapter off": [
+        *[*runs.TINY, *HF, "data=sentiment", "data.prompts=60", "model.lora.r=2", "reference=adapter_off"],
+        "algorithm.batch_size=8",
+    ],
+    "hf sentiment lora sync": [
+        *[*runs.TINY, *HF, "data=sentiment", "data.prompts=60", "model.lora.r=2"],
+        *["reference=sync", "reference.every=1", "algorithm.batch_size=8"],
+    ],
+    "none": [*runs.TESTBED, "algorithm=simpo", "algorithm.batch_size=16", "reference=none"],
+    "previous": [*runs.TESTBED, *M["iterative_dpo"], "reference=previous"],
+    "ema": [*runs.TESTBED, *M["ppo"], "reference=ema", "reference.every=1"],
     "hf hh experiment": [*runs.TINY, "experiment=hh", *HF, "data.path={hh}", "algorithm.batch_size=8"],
     "demo": [*runs.TESTBED, "experiment=demo", *M["dpo"]],
     "convergence": [*runs.TESTBED, "experiment=convergence", *M["ipo"]],
@@ -105,11 +123,13 @@ def places(tmp_path_factory):
     root = tmp_path_factory.mktemp("places")
     save_llama(root / "llama")
     write_jsonl(root / "pairs.jsonl")
+    write_lists(root / "lists.jsonl")
     write_hh(root / "dialogues.jsonl.gz")
     runs.run(root / "reward_model", *runs.TESTBED, *M["reward_model"])
     return {
         "hf": root / "llama",
         "jsonl": root / "pairs.jsonl",
+        "kwise": root / "lists.jsonl",
         "hh": root / "dialogues.jsonl.gz",
         "some_hh": some_of_hh(root / "hh.jsonl"),
         "reward_model": root / "reward_model",
@@ -149,6 +169,12 @@ def save_llama(folder):
 
 def write_jsonl(file):
     rows = [{"prompt": f"the film {i}", "chosen": "very good", "rejected": "was awful"} for i in range(40)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def write_lists(file):
+    answers = [{"text": text, "stars": stars} for text, stars in (("very good", 5), ("good", 4.5), ("was awful", 1))]
+    rows = [{"prompt": f"the film {i}", "responses": answers} for i in range(40)]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
@@ -232,6 +258,19 @@ def test_a_language_model_gives_the_same_numbers_again(case, places, tmp_path):
     two_steps(CASES["hf jsonl"], places, tmp_path / "between")
     assert two_steps(CASES[case], places, tmp_path / "second") == first
     assert runs.weights(tmp_path / "second") == runs.weights(tmp_path / "first")
+
+
+def test_a_run_from_a_trained_adapter_may_be_compared_with_the_base(places, tmp_path):
+    """The loss sees the base model under the adapter, the evaluator the policy that the run started from."""
+    off = CASES["hf sentiment lora, adapter off"]
+    two_steps(off, places, tmp_path / "first")
+    rows = two_steps([*off, f"init={tmp_path / 'first'}"], places, tmp_path / "second")
+    cards = [json.loads((tmp_path / name / "run.json").read_text()) for name in ("first", "second")]
+    hashes = [runs.read_rows(tmp_path / name / "reference.jsonl") for name in ("first", "second")]
+    assert hashes[0] == hashes[1] == [{"step": 0, "round": 0, "hash": cards[0]["reference_hash"]}]
+    assert cards[1]["reference_hash"] != cards[0]["reference_hash"]
+    assert rows[0]["eval/kl"] == pytest.approx(0, abs=1e-6)
+    assert next(row for row in rows if "rewards/chosen" in row)["rewards/chosen"] != 0
 
 
 def test_a_prompt_and_an_answer_longer_than_the_model_reads_are_refused(places, tmp_path):

@@ -40,7 +40,6 @@ ITERATIVE = {
     "prompts_per_round": 4,
     "k": 4,
     "pairing": "bradley_terry",
-    "reference": "initial",
     "data": "fresh",
     "loss": {"name": "ipo", "tau": 0.3, "normalize": "mean"},
 }
@@ -50,7 +49,7 @@ ALGORITHMS = {
     "ipo_sum": ("offline", FIXED | {"loss": {"name": "ipo", "tau": 0.3, "normalize": "sum"}}),
     "ipo_mean": ("offline", FIXED | {"loss": {"name": "ipo", "tau": 0.3, "normalize": "mean"}}),
     "sft": ("sft", FIXED),
-    "reward_model": ("reward_model", FIXED),
+    "reward_model": ("reward_model", FIXED | {"loss": {"name": "bradley_terry"}}),
     "ppo": ("ppo", PPO),
     "reinforce": ("reinforce", REINFORCE),
     "iterative": ("iterative", ITERATIVE),

@@ -15,9 +15,11 @@ LEARNED = ["algorithm=ppo", *runs.ONLINE, "algorithm.batch_size=16", "reward=lea
 CASES = runs.METHODS | {
     "iterative_previous_aggregated": [
         *runs.METHODS["iterative_dpo"],
-        "algorithm.reference=previous",
+        "reference=previous",
         "algorithm.data=aggregated",
     ],
+    "dpo_sync": [*runs.METHODS["dpo"], "reference=sync", "reference.every=2"],
+    "ppo_ema": [*runs.METHODS["ppo"], "reference=ema", "reference.every=1"],
     "iterative_ipo": [
         *runs.METHODS["iterative_dpo"],
         *["algorithm.loss.name=ipo", "~algorithm.loss.beta", "~algorithm.loss.label_smoothing"],
@@ -68,7 +70,8 @@ def assert_same_run(found, expected):
     assert [file.name for file in sorted(last[0].iterdir())] == [file.name for file in sorted(last[1].iterdir())]
     for file in last[0].glob("*.safetensors"):
         torch.testing.assert_close(load_file(file), load_file(last[1] / file.name), rtol=1e-5, atol=1e-6)
-    assert (found / "samples.jsonl").read_text() == (expected / "samples.jsonl").read_text()
+    for log in ("samples.jsonl", "reference.jsonl"):
+        assert (found / log).read_text() == (expected / log).read_text()
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -134,7 +137,7 @@ def test_pairs_that_ties_leave_uneven_are_trained_one_by_one(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("side", ["together", "alone"])
-@pytest.mark.parametrize("case", ["dpo", "ppo", "iterative_previous_aggregated"])
+@pytest.mark.parametrize("case", ["dpo", "ppo", "iterative_previous_aggregated", "dpo_sync"])
 def test_interrupted_replicas_go_on_together_or_alone(case, side, tmp_path, monkeypatch):
     overrides = [[*one, "training.checkpoint_every=3"] for one in variants(case)]
     update = Trainer._update

@@ -21,9 +21,11 @@ CASES = {
     "dpo": runs.METHODS["dpo"],
     "iterative_previous_aggregated": [
         *runs.METHODS["iterative_dpo"],
-        "algorithm.reference=previous",
+        "reference=previous",
         "algorithm.data=aggregated",
     ],
+    "dpo_sync": [*runs.METHODS["dpo"], "reference=sync", "reference.every=2"],
+    "dpo_ema": [*runs.METHODS["dpo"], "reference=ema", "reference.every=1"],
     "ppo": runs.METHODS["ppo"],
     "reinforce_moving": [*runs.METHODS["reinforce"], "algorithm.baseline=moving", "algorithm.baseline_rate=0.1"],
 }
@@ -73,8 +75,8 @@ def test_resumed_equals_uninterrupted(case, step, uninterrupted, tmp_path, monke
     runs.run(tmp_path / "run", *settings)
     assert runs.status(tmp_path / "run")["status"] == "done"
     same(tmp_path / "run", uninterrupted(case))
-    samples = [(folder / "samples.jsonl").read_text() for folder in (tmp_path / "run", uninterrupted(case))]
-    assert samples[0] == samples[1]
+    for log in ("samples.jsonl", "reference.jsonl"):
+        assert (tmp_path / "run" / log).read_text() == (uninterrupted(case) / log).read_text()
 
 
 def test_interrupted_twice(uninterrupted, tmp_path, monkeypatch):

@@ -2,8 +2,21 @@ import io
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from rlpref.types import Pairs, Rollouts, Sequences, cat, from_nested, pad_to_same_width, to_nested
+from rlpref.types import (
+    Answers,
+    Lists,
+    Pairs,
+    Rollouts,
+    Sequences,
+    cat,
+    from_nested,
+    pad_to_same_width,
+    to_nested,
+    token_counts,
+)
 
 
 def sequences(rows, width, seed=0):
@@ -17,6 +30,15 @@ def sequences(rows, width, seed=0):
 
 def pairs(rows, width, **known):
     return Pairs(sequences(rows, width, 1), sequences(rows, width, 2), **known)
+
+
+def lists(sizes, width, seed=0, **known):
+    """A row of so many answers for each of `sizes`."""
+    sizes = torch.tensor(sizes)
+    present = torch.arange(int(sizes.max())) < sizes[:, None]
+    flat = sequences(int(sizes.sum()), width, seed)
+    padded = flat.map(lambda t: t.new_zeros(*present.shape, width).masked_scatter(present[..., None], t))
+    return Lists(padded, present, torch.randn(present.shape) * present, **known)
 
 
 def leaves(batch):
@@ -67,6 +89,8 @@ def test_one_dimensional_tensors_are_not_padded():
         pairs(3, 5, ref_chosen=torch.randn(3)),
         Rollouts(sequences(3, 5), *(torch.randn(3, 5) for _ in range(5)), torch.randn(3)),
         sequences(2, 4),
+        lists([2, 3], 5, ref=torch.zeros(2, 3)),
+        Answers(sequences(3, 5), torch.tensor([True, False, True]), mismatched=sequences(3, 6)),
     ],
     ids=lambda batch: type(batch).__name__,
 )
@@ -112,3 +136,51 @@ def test_trimmed_rollouts_stay_aligned_in_every_field():
     assert trimmed.sequences.ids.tolist() == [[1, 2], [5, 6]]
     assert torch.equal(trimmed.returns, columns[:, 1:3] + 40)
     assert torch.equal(trimmed.scores, rollouts.scores)
+
+
+@given(st.lists(st.integers(2, 4), min_size=1, max_size=5), st.integers(5, 7))
+def test_flat_holds_the_answers_that_are_there_and_unflat_puts_values_back(sizes, width):
+    batch = lists(sizes, width)
+    flat = batch.flat()
+    assert len(flat) == sum(sizes)
+    assert flat.attention_mask.any(1).all()
+    assert torch.equal(batch.unflat(batch.scores[batch.present]), batch.scores)
+    number = batch.unflat(torch.arange(1.0, sum(sizes) + 1))
+    assert number[batch.present].tolist() == list(range(1, sum(sizes) + 1))
+    assert not number[~batch.present].any()
+    at = [(row, k) for row, size in enumerate(sizes) for k in range(size)]
+    assert all(torch.equal(flat.ids[n], batch.answers.ids[row, k]) for n, (row, k) in enumerate(at))
+
+
+def test_gradients_go_back_through_unflat_to_each_answer_once():
+    batch = lists([2, 3], 5)
+    values = torch.randn(5, requires_grad=True)
+    (batch.unflat(values) * torch.arange(6.0).view(2, 3)).sum().backward()
+    assert values.grad.tolist() == [0.0, 1.0, 3.0, 4.0, 5.0]
+
+
+def test_cat_of_lists_pads_answers_and_columns():
+    small, large = lists([2, 1], 5, ref=torch.ones(2, 2)), lists([3], 7, seed=1, ref=torch.ones(1, 3))
+    both = cat([small, large])
+    assert both.answers.ids.shape == (3, 3, 7)
+    assert both.present.tolist() == [[True, True, False], [True, False, False], [True, True, True]]
+    assert both.ref[:2].tolist() == [[1.0, 1.0, 0.0]] * 2
+    assert not both.answers.attention_mask[:2, 2:].any()
+    assert torch.equal(both.flat().ids[:3, :5], small.flat().ids)
+    assert torch.equal(both.flat().ids[3:], large.flat().ids)
+    assert torch.equal(both[torch.tensor([2])].flat().lengths, large.flat().lengths)
+
+
+def test_token_counts_are_the_real_tokens_of_all_sequences_of_a_row():
+    batch = lists([2, 3], 6)
+    assert token_counts(batch).tolist() == [3 + 4, 5 + 3 + 4]
+    both = Answers(sequences(3, 5), torch.ones(3, dtype=torch.bool), mismatched=sequences(3, 8))
+    assert token_counts(both).tolist() == [6, 8, 10]
+    assert token_counts(Answers(sequences(3, 5), both.label)).tolist() == [3, 4, 5]
+
+
+def test_answers_of_lists_have_lengths_positions_and_unused_columns():
+    answers = lists([1, 2], 8).answers
+    assert answers.lengths.tolist() == [[1, 0], [2, 3]]
+    assert answers.position_ids[1, 1, :5].tolist() == [0, 1, 2, 3, 4]
+    assert answers.trimmed().ids.shape == (2, 2, 5)

@@ -7,7 +7,7 @@ from rlpref.algorithms.iterative import iterative
 from rlpref.algorithms.offline import offline
 from rlpref.algorithms.ppo import PPO
 from rlpref.algorithms.reinforce import Reinforce
-from rlpref.algorithms.reward_model import RewardModel
+from rlpref.algorithms.reward_model import reward_model
 from rlpref.algorithms.sft import SFT
 from rlpref.binding import bind, choose
 
@@ -16,7 +16,7 @@ ALGORITHMS = {
     "offline": offline,
     "ppo": PPO,
     "reinforce": Reinforce,
-    "reward_model": RewardModel,
+    "reward_model": reward_model,
     "sft": SFT,
 }
 

@@ -2,130 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 
-from rlpref.algorithms.algorithm import Loss, Round, StartError
+from rlpref.algorithms.algorithm import Round, StartError
 from rlpref.binding import ConfigError
 from rlpref.data.preferences import PreferenceData
-from rlpref.losses.bounds import counted
-from rlpref.losses.inputs import PairLogps
-from rlpref.losses.modifiers import Objective
 from rlpref.models.bundle import Models
 from rlpref.ops.blocks import chosen_rows, spread
-from rlpref.ops.logps import decayed_sum
-from rlpref.ops.masked import masked_mean
 from rlpref.rollout.sampler import ends_with_eos, sample
-from rlpref.types import Pairs, Prompts, Rollouts, Samples, Sequences, TensorBatch, cat
-
-
-def with_reference(models: Models, objective: Objective, pairs: Pairs) -> Pairs:
-    """The pairs with the reference's log-probs filled in where the objective reads them, so that epochs do not compute
-    them again. Raises ConfigError for a column that it reads and the data do not have."""
-    require_columns(objective, pairs)
-    if not objective.reads_reference:
-        return pairs
-    chosen, rejected = (
-        answer_sums(objective, models.ref_logps(side), side, pairs) for side in (pairs.chosen, pairs.rejected)
-    )
-    return replace(pairs, ref_chosen=chosen, ref_rejected=rejected)
-
-
-def require_columns(objective: Objective, batch: TensorBatch) -> None:
-    """Raises ConfigError unless the data have each column that the objective reads and the data alone can give."""
-    for name, mend in FROM_DATA.items():
-        if name in objective.reads and getattr(batch, name, None) is None:
-            raise ConfigError(f"loss '{objective.entry.name}' reads '{name}', which the data do not have: {mend}.")
-    if objective.entry.coupled and batch.weight is not None:
-        raise ConfigError(
-            f"loss '{objective.entry.name}' takes its minibatch as a whole: the data must have no weights."
-        )
-
-
-FROM_DATA = {
-    "chosen_score": "give every row 'chosen_score' and 'rejected_score', or choose another loss",
-    "soft_label": "give every row 'soft_label', or choose another loss or modifier",
-}
-
-
-def answer_sums(objective: Objective, logps: Tensor, side: Sequences, pairs: Pairs) -> Tensor:
-    """[B] log-prob of each answer of one side, from its tokens' [B, T]; with LD-DPO the tail beyond the other side's
-    length counts less."""
-    alpha = objective.modifiers.ld_alpha
-    if alpha == 1:
-        return logps.sum(1)
-    return decayed_sum(logps, side.mask, torch.minimum(pairs.chosen.lengths, pairs.rejected.lengths), alpha)
-
-
-def pair_logps(models: Models, objective: Objective, pairs: Pairs) -> PairLogps:
-    """All that the objective reads: one pass of the policy over chosen and rejected together, beside the stored
-    log-probs of the reference."""
-    both = cat([pairs.chosen, pairs.rejected]).trimmed()
-    n, reads, more = len(pairs), objective.reads, {}
-    if "chosen_confidence" in reads:
-        logps, tokens = models.confidence(both)
-        more["confidence"] = masked_mean(tokens, both.mask, dim=1)
-    elif "chosen_kl" in reads:
-        logps, tokens = models.forward_kl(both)
-        more["kl"] = tokens.sum(1)
-    else:
-        logps, _ = models.policy_logps(both)
-    chosen, rejected = (
-        answer_sums(objective, logps[rows], both[rows], pairs) for rows in (slice(0, n), slice(n, 2 * n))
-    )
-    nothing = torch.zeros_like(chosen.detach())
-    return PairLogps(
-        chosen=chosen,
-        rejected=rejected,
-        ref_chosen=pairs.ref_chosen.to(chosen) if objective.reads_reference else nothing,
-        ref_rejected=pairs.ref_rejected.to(chosen) if objective.reads_reference else nothing,
-        chosen_len=pairs.chosen.lengths,
-        rejected_len=pairs.rejected.lengths,
-        chosen_score=pairs.chosen_score,
-        rejected_score=pairs.rejected_score,
-        soft_label=pairs.soft_label,
-        weight=pairs.weight,
-        **{f"{side}_{name}": each for name, both in more.items() for side, each in zip(SIDES, both.chunk(2))},
-    )
-
-
-SIDES = ("chosen", "rejected")
-
-
-def pair_loss(objective: Objective, scale: float | Tensor, lp: PairLogps) -> Loss:
-    """A pair loss with the metrics of every preference method. `scale` is one number or one for each run."""
-    scale = spread(scale, len(lp.chosen))
-    chosen = scale * (lp.chosen - lp.ref_chosen).detach()
-    rejected = scale * (lp.rejected - lp.ref_rejected).detach()
-    with counted() as held_back:
-        value = objective(lp)
-    metrics = {
-        "rewards/chosen": chosen,
-        "rewards/rejected": rejected,
-        "rewards/margins": chosen - rejected,
-        "rewards/accuracies": (chosen > rejected).to(chosen) + 0.5 * (chosen == rejected).to(chosen),
-        "logps/chosen": lp.chosen.detach(),
-        "logps/rejected": lp.rejected.detach(),
-    }
-    if held_back:  # the share of examples where a bound kept the loss finite
-        metrics["loss/clamped"] = torch.stack(held_back).any(0).to(chosen)
-    return Loss(value, torch.ones_like(lp.chosen) if lp.weight is None else lp.weight, metrics)
-
-
-def check_pair_start(models: Models, objective: Objective, pairs: Pairs) -> None:
-    """At step 0 the policy is the reference: both log-ratios vanish and the loss is what it is at no change."""
-    with torch.no_grad():
-        lp = pair_logps(models, objective, pairs)
-    if not objective.reads_reference:
-        return
-    still = PairLogps(**{**dict(lp.items()), "chosen": lp.ref_chosen, "rejected": lp.ref_rejected})
-    drift = torch.maximum((lp.chosen - lp.ref_chosen).abs(), (lp.rejected - lp.ref_rejected).abs()).max()
-    require_equal("log policy/ref of an answer", float(drift), 0.0, tolerance(models, lp.chosen_len))
-    expected, found = objective(still).mean(), objective(lp).mean()
-    slack = 1e-3 + 0.05 * (models.policy_dtype == torch.bfloat16)
-    require_equal("the loss", float(found), float(expected), slack * (1 + abs(float(expected))))
+from rlpref.types import Prompts, Rollouts, Samples, Sequences
 
 
 def tolerance(models: Models, lengths: Tensor) -> float:
@@ -220,9 +106,12 @@ def after_eos_rule(scores: Tensor, finished: Tensor, rule: str, penalty: float |
 
 
 def check_rollout_start(models: Models, batch: Rollouts) -> None:
-    """At step 0 the policy is the reference and still the policy that sampled: no KL, every ratio 1."""
+    """At step 0 the policy is the reference (or at least the policy before training) and still the policy that
+    sampled: no KL, every ratio 1."""
     slack = tolerance(models, batch.sequences.lengths)
-    drift = (batch.logps - batch.ref_logps).sum(1).abs().max()
+    at_start = models.starts_at_reference
+    ref_logps = batch.ref_logps if at_start else models.ref_logps(batch.sequences, models.initial)
+    drift = (batch.logps - ref_logps).sum(1).abs().max()
     require_equal("the KL of every sample", float(drift), 0.0, slack)
     with torch.no_grad():
         ratio = (models.policy_logps(batch.sequences)[0] - batch.logps).exp()

@@ -1,6 +1,6 @@
 """Any pair loss on the policy's own answers, in rounds: sample k, score, label pairs, train.
 
-With `reference: initial` every round aims at the optimum of the same beta; with `previous` each round starts
+With `reference=initial` every round aims at the optimum of the same beta; with `previous` each round starts
 from where the last one ended, and T rounds aim at beta / T (population limit). Xiong et al. 2023 (2312.11456);
 Guo et al. 2024 (2402.04792)."""
 
@@ -14,21 +14,13 @@ import torch
 from torch import Tensor
 
 from rlpref.algorithms.algorithm import Loss, Round
-from rlpref.algorithms.common import (
-    check_pair_start,
-    choose_prompts,
-    pair_logps,
-    pair_loss,
-    sample_answers,
-    score,
-    with_reference,
-)
+from rlpref.algorithms.common import choose_prompts, sample_answers, score
+from rlpref.algorithms.objective import check_objective_start, objective_loss, require_no_lone_row, with_reference
 from rlpref.binding import ConfigError
 from rlpref.data.preferences import PreferenceData
 from rlpref.losses.inputs import PairLogps
 from rlpref.losses.modifiers import Objective, make_modifiers, make_objective
 from rlpref.models.bundle import Models
-from rlpref.models.reference import snapshot
 from rlpref.ops.blocks import Unstackable, uniform
 from rlpref.types import Pairs, Samples, cat_blocks
 
@@ -46,7 +38,6 @@ class Iterative:
     prompts_per_round: int
     k: int
     pairing: Callable[[Tensor, list[torch.Generator]], tuple[Tensor, Tensor, Tensor]]
-    reference: str
     data: str
     trains: dict[str, float] = field(init=False, default_factory=lambda: {"policy": 1.0})
 
@@ -56,8 +47,6 @@ class Iterative:
         return self.prompts_per_round * per_prompt * rounds
 
     def collect(self, models: Models, data: PreferenceData, round: Round) -> Pairs:
-        if self.reference == "previous" and round.index > 0:
-            models.ref = snapshot(models.policy)
         prompts = choose_prompts(data.prompts, self.prompts_per_round, round.generators)
         samples = sample_answers(models, prompts, self.k, round)
         scores = score(models, samples.sequences, round).view(len(prompts), self.k)
@@ -66,10 +55,11 @@ class Iterative:
             "objective/scores_best": round.mean(scores.amax(1)),
         }
         pairs = with_reference(models, self.objective, self._pairs(samples, scores, round))
+        require_no_lone_row(self.objective, len(pairs) // round.runs, self.batch_size)
         if self.data == "fresh" or round.previous is None:
             return pairs
         earlier = round.previous
-        both = [with_reference(models, self.objective, earlier) if self.reference == "previous" else earlier, pairs]
+        both = [with_reference(models, self.objective, earlier) if models.rule.moves else earlier, pairs]
         return cat_blocks(both, round.runs)
 
     def _pairs(self, samples: Samples, scores: Tensor, round: Round) -> Pairs:
@@ -91,10 +81,10 @@ class Iterative:
         )
 
     def loss(self, models: Models, batch: Pairs) -> Loss:
-        return pair_loss(self.objective, self.scale, pair_logps(models, self.objective, batch))
+        return objective_loss(models, self.objective, self.scale, batch)
 
     def check_start(self, models: Models, batch: Pairs) -> None:
-        check_pair_start(models, self.objective, batch)
+        check_objective_start(models, self.objective, batch)
 
 
 def best_worst(scores: Tensor, generators: list[torch.Generator]) -> tuple[Tensor, Tensor, Tensor]:
@@ -126,15 +116,14 @@ def iterative(
     prompts_per_round: int,
     k: int,
     pairing: Literal["best_worst", "bradley_terry"],
-    reference: Literal["initial", "previous"],
     data: Literal["fresh", "aggregated"],
     modifiers: dict | None = None,
 ) -> Iterative:
     """`loss` is {"name": a pair loss, its hyperparameters}; `modifiers` are those of rlpref.losses.modifiers."""
     if k < 2:
         raise ConfigError(f"algorithm.k is {k}: a pair needs two answers to a prompt.")
-    objective = make_objective(loss, PairLogps, make_modifiers(modifiers or {}))
+    objective = make_objective(loss, (PairLogps,), make_modifiers(modifiers or {}))
     if "soft_label" in objective.reads:
         raise ConfigError(f"loss '{objective.entry.name}' reads soft labels, which scored answers do not have.")
     counts = rounds, epochs, batch_size, prompts_per_round, k
-    return Iterative(objective, objective.scale, *counts, PAIRINGS[pairing], reference, data)
+    return Iterative(objective, objective.scale, *counts, PAIRINGS[pairing], data)

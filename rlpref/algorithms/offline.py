@@ -1,4 +1,4 @@
-"""Any pair loss on the fixed preference data: DPO, IPO and all their relatives."""
+"""Any loss on fixed data: DPO, IPO and all their relatives on pairs, KTO on single answers, rankings of K answers."""
 
 from __future__ import annotations
 
@@ -6,17 +6,18 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from rlpref.algorithms.algorithm import Loss, Round
-from rlpref.algorithms.common import check_pair_start, pair_logps, pair_loss, with_reference
+from rlpref.algorithms.objective import check_objective_start, objective_loss, require_no_lone_row, with_reference
 from rlpref.data.preferences import PreferenceData
-from rlpref.losses.inputs import PairLogps
+from rlpref.data.unpaired import unpair
+from rlpref.losses.inputs import AnswerLogps, ListLogps, PairLogps
 from rlpref.losses.modifiers import Objective, make_modifiers, make_objective
 from rlpref.models.bundle import Models
-from rlpref.types import Pairs
+from rlpref.types import Pairs, TensorBatch
 
 
 @dataclass
 class Offline:
-    """One round over data that was there before."""
+    """One round over data that was there before. A loss of single answers takes a pair as two of them."""
 
     needs_reward: ClassVar[bool] = False
     objective: Objective
@@ -27,20 +28,28 @@ class Offline:
     trains: dict[str, float] = field(init=False, default_factory=lambda: {"policy": 1.0})
 
     def examples(self, data: PreferenceData, index: int) -> int:
-        return len(data.train)
+        return len(data.train) * (2 if self._unpairs(data) else 1)
 
-    def collect(self, models: Models, data: PreferenceData, round: Round) -> Pairs:
+    def _unpairs(self, data: PreferenceData) -> bool:
+        return self.objective.entry.takes is AnswerLogps and isinstance(data.train, Pairs)
+
+    def collect(self, models: Models, data: PreferenceData, round: Round) -> TensorBatch:
         round.charge(labels=len(data.train))
-        return with_reference(models, self.objective, data.train.to(models.device))
+        require_no_lone_row(self.objective, self.examples(data, round.index) // round.runs, self.batch_size)
+        rows = data.train.to(models.device)
+        if self._unpairs(data):
+            rows = unpair(rows, round.runs)
+        return with_reference(models, self.objective, rows)
 
-    def loss(self, models: Models, batch: Pairs) -> Loss:
-        return pair_loss(self.objective, self.scale, pair_logps(models, self.objective, batch))
+    def loss(self, models: Models, batch: TensorBatch) -> Loss:
+        return objective_loss(models, self.objective, self.scale, batch)
 
-    def check_start(self, models: Models, batch: Pairs) -> None:
-        check_pair_start(models, self.objective, batch)
+    def check_start(self, models: Models, batch: TensorBatch) -> None:
+        check_objective_start(models, self.objective, batch)
 
 
 def offline(loss: dict, epochs: int, batch_size: int, modifiers: dict | None = None) -> Offline:
-    """`loss` is {"name": a pair loss, its hyperparameters}; `modifiers` are those of rlpref.losses.modifiers."""
-    objective = make_objective(loss, PairLogps, make_modifiers(modifiers or {}))
+    """`loss` is {"name": a loss of pairs, single answers or K answers, its hyperparameters}; `modifiers` are those of
+    rlpref.losses.modifiers, for pairs alone."""
+    objective = make_objective(loss, (PairLogps, AnswerLogps, ListLogps), make_modifiers(modifiers or {}))
     return Offline(objective, objective.scale, epochs, batch_size)

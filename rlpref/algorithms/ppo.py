@@ -17,7 +17,9 @@ from torch import Tensor
 from rlpref.algorithms.algorithm import Loss, Round
 from rlpref.algorithms.common import check_rollout_start, check_used_together, sample_and_score
 from rlpref.data.preferences import PreferenceData
-from rlpref.losses import ppo_clip, value_clip
+from rlpref.losses import ppo_clip, reduced, value_clip
+from rlpref.losses.bounds import counted
+from rlpref.losses.inputs import RolloutLogps
 from rlpref.models.bundle import Models, in_chunks
 from rlpref.models.heads import ScalarHead
 from rlpref.ops.blocks import blocks, spread
@@ -79,7 +81,8 @@ class PPO:
         mask = batch.sequences.mask
         logps, entropy = models.policy_logps(batch.sequences, entropy=True)
         values = state_values(models.critic, batch.sequences)
-        policy = ppo_clip(logps, batch.logps, batch.advantages, self.cliprange)
+        with counted() as held_back:
+            policy = ppo_clip(RolloutLogps(logps, batch.logps, batch.advantages, mask), self.cliprange)
         value = value_clip(values, batch.values, batch.returns, self.cliprange_value)
         log_ratio = (logps - batch.logps).detach()
         ratio = log_ratio.exp()
@@ -90,10 +93,10 @@ class PPO:
             "policy/clipfrac": ((ratio - 1).abs() > self.cliprange).to(ratio),
             "policy/approxkl": 0.5 * log_ratio**2,
             "policy/ratio": ratio,
+            "loss/clamped": torch.stack(held_back).any(0).to(ratio),
         }
         metrics = {name: masked_mean(per_token, mask, dim=1) for name, per_token in tokens.items()}
-        loss = masked_mean(policy + self.vf_coef * value, mask, dim=1)
-        return Loss(loss, batch.sequences.lengths.to(loss), metrics)
+        return Loss(*reduced(policy + self.vf_coef * value, mask, "token_mean"), metrics)
 
     def check_start(self, models: Models, batch: Rollouts) -> None:
         check_rollout_start(models, batch)

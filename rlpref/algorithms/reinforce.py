@@ -18,7 +18,8 @@ from rlpref.algorithms.algorithm import Loss, Round
 from rlpref.algorithms.common import check_rollout_start, check_used_together, sample_and_score
 from rlpref.binding import ConfigError
 from rlpref.data.preferences import PreferenceData
-from rlpref.losses import reinforce
+from rlpref.losses import reduced, reinforce
+from rlpref.losses.inputs import RolloutLogps
 from rlpref.models.bundle import Models
 from rlpref.ops.baselines import leave_one_out, moving_mean
 from rlpref.ops.blocks import blocks, spread
@@ -90,8 +91,9 @@ class Reinforce:
     def loss(self, models: Models, batch: Rollouts) -> Loss:
         batch = batch.trimmed()
         logps, _ = models.policy_logps(batch.sequences)
-        value = reinforce(logps, batch.advantages).sum(1)
-        return Loss(value, torch.ones_like(value), {})
+        mask = batch.sequences.mask
+        per_token = reinforce(RolloutLogps(logps, batch.logps, batch.advantages, mask))
+        return Loss(*reduced(per_token, mask, "sequence_sum"), {})
 
     def check_start(self, models: Models, batch: Rollouts) -> None:
         check_rollout_start(models, batch)

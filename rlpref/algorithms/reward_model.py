@@ -1,4 +1,4 @@
-"""A Bradley-Terry reward model: a scalar head on the last real token."""
+"""A reward model: a scalar head on the last real token, fitted to preference pairs or to scores of answers."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 
 from rlpref.algorithms.algorithm import Loss, Round
+from rlpref.algorithms.objective import require_columns
 from rlpref.data.preferences import PreferenceData
-from rlpref.losses import bradley_terry
+from rlpref.losses.inputs import RewardPairs
+from rlpref.losses.modifiers import Objective, make_objective
 from rlpref.models.bundle import Models
 from rlpref.rewards.learned import answer_scores
 from rlpref.types import Pairs, cat
@@ -20,6 +23,7 @@ class RewardModel:
     """Trains `models.reward_model`; the policy stays what it is."""
 
     needs_reward: ClassVar[bool] = False
+    objective: Objective
     epochs: int
     batch_size: int
     rounds: int = field(default=1, init=False)
@@ -30,7 +34,10 @@ class RewardModel:
 
     def collect(self, models: Models, data: PreferenceData, round: Round) -> Pairs:
         round.charge(labels=len(data.train))
-        return data.train.to(models.device)
+        pairs = data.train.to(models.device)
+        unscored = torch.zeros(len(pairs), device=models.device)
+        require_columns(self.objective, reward_pairs(pairs, unscored, unscored))
+        return pairs
 
     def loss(self, models: Models, batch: Pairs) -> Loss:
         both = cat([batch.chosen, batch.rejected]).trimmed()
@@ -41,7 +48,19 @@ class RewardModel:
             "rewards/margins": (chosen - rejected).detach(),
             "rewards/accuracies": (chosen > rejected).to(chosen) + 0.5 * (chosen == rejected).to(chosen),
         }
-        return Loss(bradley_terry(chosen, rejected), torch.ones_like(chosen), metrics)
+        value = self.objective(reward_pairs(batch, chosen, rejected))
+        return Loss(value, torch.ones_like(chosen) if batch.weight is None else batch.weight, metrics)
 
     def check_start(self, models: Models, batch: Pairs) -> None:
         """A reward model has no reference to start from."""
+
+
+def reward_pairs(pairs: Pairs, chosen: Tensor, rejected: Tensor) -> RewardPairs:
+    """The model's scores [B] beside all that the data say of each pair."""
+    margin = None if pairs.chosen_score is None else pairs.chosen_score - pairs.rejected_score
+    return RewardPairs(chosen, rejected, margin, pairs.soft_label, pairs.chosen_score, pairs.rejected_score)
+
+
+def reward_model(loss: dict, epochs: int, batch_size: int) -> RewardModel:
+    """`loss` is {"name": a loss of reward pairs, its hyperparameters}."""
+    return RewardModel(make_objective(loss, (RewardPairs,)), epochs, batch_size)

@@ -75,8 +75,18 @@ def score(record: dict, *names: str) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise BadRow(f"'{name}' is {kind(value)}, not a number", "write it as a number")
     if not abs(value) < LARGEST_SCORE:
-        raise BadRow(f"'{name}' is not a finite score", "give a finite number or leave the key out")
+        raise BadRow(f"'{name}' is not a finite number", "give a finite number or leave the key out")
     return float(value)
+
+
+def number_between(record: dict, low: float, high: float | None, *names: str) -> float | None:
+    """As `score`, for a number that must be at least `low` and at most `high` (None: no bound)."""
+    value = score(record, *names)
+    if value is not None and (value < low or (high is not None and value > high)):
+        allowed = f"between {low} and {high}" if high is not None else f"{low} or more"
+        name = next(name for name in names if record.get(name) is not None)
+        raise BadRow(f"'{name}' is {value:g}", f"give a number that is {allowed}, or leave the key out")
+    return value
 
 
 def optional_text(record: dict, name: str) -> str | None:
@@ -90,6 +100,16 @@ def flag(record: dict, name: str) -> bool:
     if value is not None and not isinstance(value, bool):
         raise BadRow(f"'{name}' is {kind(value)}, not true or false", "write true or false")
     return value is not False
+
+
+def several(record: dict, key: str, least: int) -> list:
+    """The column `key`, a list of at least so many entries."""
+    value = require(record, key)
+    if not isinstance(value, list):
+        raise BadRow(f"'{key}' is {kind(value)}, not a list", "write it as a list")
+    if len(value) < least:
+        raise BadRow(f"'{key}' has {len(value)} of the {least} entries it needs", "complete or remove the row")
+    return value
 
 
 def kind(value: Any) -> str:

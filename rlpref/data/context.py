@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from rlpref.binding import ConfigError
-from rlpref.data.rows import Row
+from rlpref.data.rows import AnyRow
 from rlpref.rewards.scorer import Scorer
 
 
@@ -34,16 +34,16 @@ class DataContext:
 
 @dataclass
 class RowSplit:
-    """Rows of a source. `skipped` counts bad rows, dropped ties and the like. `drawn_from` is the distribution of the
-    answers (rlpref.testbed.coverage) where it is known exactly: on the testbed."""
+    """Rows of a source, all of one kind. `skipped` counts bad rows, dropped ties and the like. `drawn_from` is the
+    distribution of the answers (rlpref.testbed.coverage) where it is known exactly: on the testbed."""
 
-    train: list[Row]
-    test: list[Row]
+    train: list[AnyRow]
+    test: list[AnyRow]
     skipped: int
     drawn_from: Any = None
 
 
-def split_by_group(rows: list[Row], test_fraction: float, seed: int) -> tuple[list[Row], list[Row]]:
+def split_by_group(rows: list[AnyRow], test_fraction: float, seed: int) -> tuple[list[AnyRow], list[AnyRow]]:
     """(train, test): each group goes whole to one side, by a hash of (seed, group) alone.
 
     So a row's side depends neither on the order of the rows nor on which others there are, and the test

@@ -3,47 +3,62 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rlpref.binding import bind, choose
 from rlpref.data.context import DataContext, RowSplit
-from rlpref.data.rows import Row, prompt_key, rows_hash
+from rlpref.data.encode import encode_rows
+from rlpref.data.pairing import check_pairing, form_pairs
+from rlpref.data.rows import AnyRow, Prompt, prompt_key, rows_hash
 from rlpref.data.sources import SOURCES
-from rlpref.data.tokenise import encode_pairs, encode_prompts
-from rlpref.types import Pairs, Prompts
+from rlpref.data.tokenise import encode_prompts
+from rlpref.types import Answers, Lists, Pairs, Prompts
 
 
 @dataclass
 class PreferenceData:
     """What every method trains and is evaluated on. Prompts are unique, in the order of the rows."""
 
-    train: Pairs
-    test: Pairs
+    train: Pairs | Answers | Lists
+    test: Pairs | None  # None: unpaired data hold no pairs
     prompts: Prompts  # of the train rows
     test_prompts: Prompts
-    rows: RowSplit  # the text behind the tensors: row i of `train` is `rows.train[i]`
+    rows: RowSplit  # the text behind the tensors: row i of `train` is `rows.train[i]`, so too of `test`
     card: dict[str, Any]  # source, settings, rows_hash, and all that was skipped or cut
 
 
-def make_data(settings: Mapping[str, Any], context: DataContext, source: str) -> PreferenceData:
+def make_data(
+    settings: Mapping[str, Any],
+    context: DataContext,
+    source: str,
+    pairs_by: str | None = None,
+    pairs_margin: float | None = None,
+) -> PreferenceData:
     """The tokenised data of the source named `source` with its own `settings`.
 
-    Raises ConfigError for an unknown source, for a setting that it does not use, and for a missing one.
+    K-wise rows become pairs by the rule `pairs_by` (rlpref.data.pairing), those held out by best_worst where it is
+    None. Raises ConfigError for an unknown source, for a setting that it does not use, and for a missing one.
     """
-    rows = bind(choose(SOURCES, source, "data source"), settings, f"data source '{source}'", 1)(context)
+    kind = settings.get("kind", "pairs")
+    check_pairing(kind, pairs_by, pairs_margin)
+    read = bind(choose(SOURCES, source, "data source"), settings, f"data source '{source}'", 1)(context)
     lengths = context.max_prompt_length, context.max_completion_length
-    train, train_counts = encode_pairs(rows.train, context.tokenizer, *lengths)
-    test, test_counts = encode_pairs(rows.test, context.tokenizer, *lengths)
     prompts, test_prompts = (
         encode_prompts(unique_prompts(side), context.tokenizer, context.max_prompt_length)
-        for side in (rows.train, rows.test)
+        for side in (read.train, read.test)
     )
+    rows, formed = _paired(read, pairs_by, pairs_margin, context.seed) if kind == "kwise" else (read, {})
+    train, train_counts = encode_rows(rows.train, context.tokenizer, *lengths)
+    test, test_counts = encode_rows(rows.test, context.tokenizer, *lengths)
     card = {
         "source": source,
         "settings": dict(settings),
         "seed": context.seed,
-        "rows_hash": rows_hash(rows.train + rows.test),
+        "rows_hash": rows_hash(read.train + read.test),
+        "kind": kind,
+        **formed,
+        **{f"n_{name}": _given(rows.train, name) for name in ("weight", "soft_label")},
         "n_train": len(rows.train),
         "n_test": len(rows.test),
         "n_prompts": len(prompts),
@@ -52,9 +67,31 @@ def make_data(settings: Mapping[str, Any], context: DataContext, source: str) ->
         "train": train_counts,
         "test": test_counts,
     }
-    return PreferenceData(train, test, prompts, test_prompts, rows, card)
+    return PreferenceData(train, test if isinstance(test, Pairs) else None, prompts, test_prompts, rows, card)
 
 
-def unique_prompts(rows: list[Row]) -> list[str | list[dict]]:
+def unique_prompts(rows: list[AnyRow]) -> list[Prompt]:
     """The distinct prompts, in order of first appearance."""
     return list({prompt_key(row.prompt): row.prompt for row in rows}.values())
+
+
+def _paired(
+    read: RowSplit, pairs_by: str | None, pairs_margin: float | None, seed: int
+) -> tuple[RowSplit, dict[str, Any]]:
+    """K-wise rows with pairs in the place of the held-out rows, by a rule also of the train rows; and what the card
+    says of it."""
+    card: dict[str, Any] = {"pairs_by": pairs_by, "pairs_margin": pairs_margin}
+    pairs = {"test": form_pairs(read.test, pairs_by or "best_worst", pairs_margin, seed)}
+    if pairs_by:
+        pairs["train"] = form_pairs(read.train, pairs_by, pairs_margin, seed)
+    for side, rows in (("train", read.train), ("test", read.test)):
+        counts = {"rows": len(rows), "responses": sum(len(row.responses) for row in rows)}
+        counts["unscored"] = sum(row.unscored for row in rows)
+        if side in pairs:
+            counts["rows_without_pair"] = pairs[side][1]
+        card[f"kwise_{side}"] = counts
+    return replace(read, **{side: formed for side, (formed, _) in pairs.items()}), card
+
+
+def _given(rows: list[AnyRow], name: str) -> int:
+    return sum(getattr(row, name, None) is not None for row in rows)

@@ -14,6 +14,7 @@ import tempfile
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -39,7 +40,13 @@ class Answer:
     finished: bool
 
 
-def sentiment(context: DataContext, k: int, pairs_per_prompt: int, prompts: int | None = None) -> RowSplit:
+def sentiment(
+    context: DataContext,
+    k: int,
+    pairs_per_prompt: int,
+    prompts: int | None = None,
+    kind: Literal["pairs"] = "pairs",
+) -> RowSplit:
     """Pairs of the reference's own answers to the first `prompts` openings (None: all), labelled by
     `context.gold`.
 

@@ -1,6 +1,7 @@
 """Where preference rows come from: a source is `source(context, **settings) -> RowSplit`.
 
-To add one, write the function and name it in SOURCES: its parameters after the context are its settings."""
+To add one, write the function and name it in SOURCES: its parameters after the context are its settings. `kind` says
+which rows it makes, in all of its choices."""
 
 from __future__ import annotations
 
@@ -10,13 +11,16 @@ from typing import Literal
 
 from rlpref.binding import ConfigError
 from rlpref.data.context import DataContext, RowSplit, split_by_group
-from rlpref.data.formats import hh_row, trl_row
-from rlpref.data.rows import Row, gather_rows, read_jsonl
+from rlpref.data.formats import hh_row, record_format
+from rlpref.data.reader import gather_rows, read_jsonl
+from rlpref.data.rows import AnyRow
 from rlpref.data.sentiment import sentiment
 from rlpref.data.testbed import testbed
 
 
-def hh(context: DataContext, path: str, bad_rows: Literal["error", "skip"]) -> RowSplit:
+def hh(
+    context: DataContext, path: str, bad_rows: Literal["error", "skip"], kind: Literal["pairs"] = "pairs"
+) -> RowSplit:
     """Human preferences in Anthropic's dialogue format, or as canonical rows.
 
     `path` is a .jsonl or .jsonl.gz file, or a data set of the hub ("Anthropic/hh-rlhf", with a folder of it
@@ -25,12 +29,19 @@ def hh(context: DataContext, path: str, bad_rows: Literal["error", "skip"]) -> R
     return _read(context, path, bad_rows, hh_row)
 
 
-def jsonl(context: DataContext, path: str, bad_rows: Literal["error", "skip"]) -> RowSplit:
-    """TRL's standard and conversational preference formats, explicit or implicit prompt: see `trl_row`.
+def jsonl(
+    context: DataContext,
+    path: str,
+    bad_rows: Literal["error", "skip"],
+    kind: Literal["pairs", "kwise", "unpaired"] = "pairs",
+    score_key: str | None = None,
+) -> RowSplit:
+    """Pairs in TRL's preference formats (`formats.trl_row`), single answers with labels (`formats.unpaired_row`) or
+    answers with scores (`formats.kwise_row`; `score_key` is where a response has its score, null: 'score').
 
     `path` is a .jsonl or .jsonl.gz file or a data set of the hub, as for `hh`.
     """
-    return _read(context, path, bad_rows, trl_row)
+    return _read(context, path, bad_rows, record_format(kind, score_key))
 
 
 SOURCES: dict[str, Callable[..., RowSplit]] = {
@@ -41,7 +52,7 @@ SOURCES: dict[str, Callable[..., RowSplit]] = {
 }
 
 
-def _read(context: DataContext, path: str, bad_rows: str, to_row: Callable[[dict, str], Row]) -> RowSplit:
+def _read(context: DataContext, path: str, bad_rows: str, to_row: Callable[[dict, str], AnyRow]) -> RowSplit:
     if Path(path).exists() or Path(path).suffix in (".jsonl", ".gz", ".json"):
         rows, skipped = read_jsonl(path, bad_rows, to_row)
     else:

@@ -13,11 +13,13 @@ from rlpref.types import Prompts, Sequences, TensorBatch, cat
 
 
 def stack_data(runs: list[PreferenceData], tree: AnswerTree) -> PreferenceData:
-    """Train pairs and prompts of all runs, a block for each; the rest is the first run's. Raises Unstackable where
-    the runs have different numbers of them."""
-    sizes = {tuple(map(len, (data.train, data.prompts, data.test, data.test_prompts))) for data in runs}
+    """Training rows and prompts of all runs, a block for each; the rest is the first run's. Raises Unstackable where
+    the runs have different numbers of them, or not the same columns."""
+    sizes = {tuple(map(len, (data.train, data.prompts, data.test or (), data.test_prompts))) for data in runs}
     if len(sizes) > 1:
-        raise Unstackable("the runs have different numbers of pairs")
+        raise Unstackable("the runs have different numbers of rows")
+    if len({tuple(name for name, value in data.train.items() if value is None) for data in runs}) > 1:
+        raise Unstackable("the data of some runs lack columns that others have")
     train, prompts = (stack_rows([getattr(data, name) for data in runs], tree) for name in ("train", "prompts"))
     return replace(runs[0], train=train, prompts=prompts)
 

@@ -6,7 +6,7 @@ finished answer, and that EOS is trained.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -15,28 +15,26 @@ from torch import Tensor
 
 from rlpref.binding import ConfigError
 from rlpref.data.formats import dialogue_text
-from rlpref.data.rows import Row, prompt_key
-from rlpref.types import Pairs, Prompts, Sequences
+from rlpref.data.rows import Prompt
+from rlpref.types import Prompts, Sequences
 
 
 @dataclass
-class TokenCounts:
-    """What tokenisation cut, in prompts (one a row) and in completions (two a row)."""
+class Answer:
+    """An answer to be encoded, and the place in the data that errors name."""
 
-    prompts: int
-    prompts_truncated: int
-    completions: int
-    completions_truncated: int
-    completions_without_eos: int  # truncated, unfinished, or filling the whole length
-    pairs_identical: int  # both answers have the same ids after truncation
+    prompt: Prompt
+    text: str
+    finished: bool
+    place: str
 
 
-def encode_prompt(tokenizer, prompt: str | list[dict]) -> list[int]:
+def encode_prompt(tokenizer, prompt: Prompt) -> list[int]:
     """Ids of a prompt: see `encode_prompt_batch`."""
     return encode_prompt_batch(tokenizer, [prompt])[0]
 
 
-def encode_prompt_batch(tokenizer, prompts: list[str | list[dict]]) -> list[list[int]]:
+def encode_prompt_batch(tokenizer, prompts: list[Prompt]) -> list[list[int]]:
     """Ids of each prompt, without EOS.
 
     Text: one BOS if the tokenizer adds one. Chat turns: the tokenizer's chat template with the generation
@@ -65,40 +63,24 @@ def encode_completion(tokenizer, text: str, finished: bool, max_length: int) -> 
     return _completion(*_spelt_end(_ids(tokenizer, [text])[0], eos), eos, finished, max_length, repr(text))
 
 
-def encode_pairs(rows: list[Row], tokenizer, max_prompt_length: int, max_completion_length: int) -> tuple[Pairs, dict]:
-    """Pairs padded on the right with the prompt's ids first in both, and the fields of TokenCounts as a dict.
+def encode_completion_batch(tokenizer, answers: list[Answer], max_length: int) -> tuple[list[list[int]], int]:
+    """Ids of each answer, see `encode_completion`, and how many were longer than `max_length`.
 
-    A prompt longer than `max_prompt_length` keeps its last tokens (and its BOS). Scores become tensors [B]
-    if all rows have them. Raises ConfigError, naming the row, for an answer of no tokens.
+    In plain dialogues ("Assistant: answer") the blank opens the answer's first word, as a model would sample it, unless
+    the tokenizer puts it there itself. Raises ConfigError, naming the row, for an answer of no tokens.
     """
-    unique = {prompt_key(row.prompt): row.prompt for row in rows}
-    prompts = dict(zip(unique, encode_prompt_batch(tokenizer, list(unique.values()))))
-    bos = added_bos(tokenizer)
-    kept = {key: cut_prompt(ids, max_prompt_length, bos) for key, ids in prompts.items()}
-    keys = [prompt_key(row.prompt) for row in rows]
-    prompt_ids = [kept[key] for key in keys]
-    chosen, chosen_cut = _completions(rows, "chosen", tokenizer, max_completion_length)
-    rejected, rejected_cut = _completions(rows, "rejected", tokenizer, max_completion_length)
-    eos = eos_id(tokenizer)
-    counts = TokenCounts(
-        prompts=len(rows),
-        prompts_truncated=sum(len(prompts[key]) > max_prompt_length for key in keys),
-        completions=2 * len(rows),
-        completions_truncated=chosen_cut + rejected_cut,
-        completions_without_eos=sum(ids[-1] != eos for ids in chosen + rejected),
-        pairs_identical=sum(one == other for one, other in zip(chosen, rejected)),
-    )
-    pairs = Pairs(
-        chosen=pad_sequences(prompt_ids, chosen),
-        rejected=pad_sequences(prompt_ids, rejected),
-        chosen_score=_scores([row.chosen_score for row in rows]),
-        rejected_score=_scores([row.rejected_score for row in rows]),
-    )
-    return pairs, asdict(counts)
+    texts, eos = _opened(tokenizer, answers), eos_id(tokenizer)
+    unique = list(dict.fromkeys(texts))
+    spelt = {text: _spelt_end(ids, eos) for text, ids in zip(unique, _ids(tokenizer, unique))}
+    encoded = [
+        _completion(*spelt[text], eos, answer.finished, max_length, answer.place)
+        for text, answer in zip(texts, answers)
+    ]
+    return encoded, sum(len(spelt[text][0]) > max_length for text in texts)
 
 
-def encode_prompts(prompts: list[str | list[dict]], tokenizer, max_prompt_length: int) -> Prompts:
-    """Prompts padded on the left, cut as in `encode_pairs`."""
+def encode_prompts(prompts: list[Prompt], tokenizer, max_prompt_length: int) -> Prompts:
+    """Prompts padded on the left. One longer than `max_prompt_length` keeps its last tokens (and its BOS)."""
     bos = added_bos(tokenizer)
     encoded = [cut_prompt(ids, max_prompt_length, bos) for ids in encode_prompt_batch(tokenizer, prompts)]
     ids, real = _pad_right([row[::-1] for row in encoded])
@@ -136,7 +118,7 @@ def eos_id(tokenizer) -> int:
     return tokenizer.eos_token_id
 
 
-def _prompt_text(tokenizer, prompt: str | list[dict]) -> str:
+def _prompt_text(tokenizer, prompt: Prompt) -> str:
     if isinstance(prompt, str):
         return prompt
     if not tokenizer.chat_template:
@@ -147,31 +129,16 @@ def _prompt_text(tokenizer, prompt: str | list[dict]) -> str:
         raise ConfigError(f"The chat template refuses the prompt {prompt!r}: {error}") from error
 
 
-def _answer_texts(rows: list[Row], side: str, tokenizer) -> list[str]:
-    """Answers as they are; in plain dialogues ("Assistant: answer") the blank opens the answer's first word,
-    as a model would sample it, unless the tokenizer puts it there itself."""
-    texts = [getattr(row, side) for row in rows]
+def _opened(tokenizer, answers: list[Answer]) -> list[str]:
     if tokenizer.chat_template or _opens_words(tokenizer):
-        return texts
-    plain = [isinstance(row.prompt, list) and not text[:1].isspace() for row, text in zip(rows, texts)]
-    return [" " * add + text for add, text in zip(plain, texts)]
+        return [answer.text for answer in answers]
+    plain = [isinstance(answer.prompt, list) and not answer.text[:1].isspace() for answer in answers]
+    return [" " * add + answer.text for add, answer in zip(plain, answers)]
 
 
 def _opens_words(tokenizer) -> bool:
     """Whether the tokenizer puts a blank before every text, as SentencePiece models do."""
     return tokenizer.convert_ids_to_tokens(_ids(tokenizer, ["a"])[0])[0].startswith(("▁", "Ġ"))
-
-
-def _completions(rows: list[Row], side: str, tokenizer, max_length: int) -> tuple[list[list[int]], int]:
-    """Ids of one side's answers and how many were longer than `max_length`."""
-    texts, eos = _answer_texts(rows, side, tokenizer), eos_id(tokenizer)
-    unique = list(dict.fromkeys(texts))
-    spelt = {text: _spelt_end(ids, eos) for text, ids in zip(unique, _ids(tokenizer, unique))}
-    encoded = [
-        _completion(*spelt[text], eos, getattr(row, f"{side}_finished"), max_length, f"row '{row.id}' ({side})")
-        for text, row in zip(texts, rows)
-    ]
-    return encoded, sum(len(spelt[text][0]) > max_length for text in texts)
 
 
 def _spelt_end(ids: list[int], eos: int) -> tuple[list[int], bool]:
@@ -216,8 +183,3 @@ def _pad_right(rows: list[list[int]]) -> tuple[Tensor, Tensor]:
     ids = np.zeros(real.shape, dtype=np.int64)
     ids[real] = np.concatenate([np.asarray(row, dtype=np.int64) for row in rows]) if rows else []
     return torch.from_numpy(ids), torch.from_numpy(real)
-
-
-def _scores(values: list[float | None]) -> Tensor | None:
-    """[B] fp32, or None unless every row has a score."""
-    return None if not values or None in values else torch.tensor(values, dtype=torch.float32)

@@ -41,7 +41,7 @@ class Evaluator:
             measured = measured or measure_policies([self], self.models)[0]
             sampled, texts = self._sampled(step, measured)
             row = sampled | self._preferences(measured)
-        if "reward_model" in self.trains:
+        if "reward_model" in self.trains and self.data.test is not None:
             row |= self._reward_model(self.test_pairs())
         if self.exact:
             row |= self.exact(self.models, self.data.rows.drawn_from)
@@ -50,8 +50,9 @@ class Evaluator:
     def test_prompts(self) -> Prompts:
         return self.data.test_prompts[: self.prompts].to(self.models.device)
 
-    def test_pairs(self) -> Pairs:
-        return self.data.test[: self.pairs].to(self.models.device)
+    def test_pairs(self) -> Pairs | None:
+        """None where the data hold no pairs: what is measured on pairs is left out then."""
+        return None if self.data.test is None else self.data.test[: self.pairs].to(self.models.device)
 
     def _sampled(self, step: int, measured: Measured) -> tuple[dict[str, float], list[dict]]:
         m, all_prompts = self.models, self.exact is not None
@@ -114,6 +115,8 @@ class Evaluator:
     def _preferences(self, measured: Measured) -> dict[str, float]:
         """Accuracy of the implicit reward log policy/ref on held-out pairs, a tie counting one half."""
         m, pairs = self.models, self.test_pairs()
+        if pairs is None:
+            return {}
         if "pairs" not in self._reference:
             self._reference["pairs"] = [m.ref_logps(side, m.initial).sum(1) for side in (pairs.chosen, pairs.rejected)]
         ref_chosen, ref_rejected = self._reference["pairs"]

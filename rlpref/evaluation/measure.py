@@ -25,8 +25,8 @@ class Measured:
     compared: Comparison  # policy and initial reference on them
     rewards: Tensor | None  # [B] gold; None: there is none
     proxies: Tensor | None  # [B] what training scores with; None: the gold reward, or nothing
-    chosen: Tensor  # [pairs] log-probs of the held-out pairs
-    rejected: Tensor
+    chosen: Tensor | None  # [pairs] log-probs of the held-out pairs; None: there are none
+    rejected: Tensor | None
 
 
 def draw(model: nn.Module, models: Models, prompts: Prompts, k: int, seeds: list[int]) -> Samples:
@@ -36,18 +36,16 @@ def draw(model: nn.Module, models: Models, prompts: Prompts, k: int, seeds: list
     return sample(model, prompts, k, m.max_new_tokens, m.temperature, m.eos_token_id, generators, m.chunk)
 
 
-def measure(models: Models, prompts: list[Prompts], pairs: list[Pairs], k: int, seeds: list[int]) -> list[Measured]:
+def measure(
+    models: Models, prompts: list[Prompts], pairs: list[Pairs | None], k: int, seeds: list[int]
+) -> list[Measured]:
     """Of each run, in one pass; `models` are those of the run, or the stack of all of them."""
     n, tree = len(seeds), tree_of(models.policy)
     samples = draw(models.policy, models, stack_rows(prompts, tree), k, seeds)
     compared = models.compare_with_initial(samples.sequences)
     rewards = models.gold(samples.sequences) if models.gold else None
     proxies = models.reward(samples.sequences) if models.trains_on_a_proxy else None
-    sides = stack_rows(pairs, tree)
-    chosen, rejected = (
-        in_chunks(lambda part: models.policy_logps(part)[0].sum(1), side, models.chunk)
-        for side in (sides.chosen, sides.rejected)
-    )
+    chosen, rejected = (None, None) if pairs[0] is None else _pair_logps(models, stack_rows(pairs, tree))
     found = []
     for i in range(n):
         own, own_compared = own_rows(samples, i, n, tree), own_rows(compared, i, n, tree)
@@ -55,3 +53,11 @@ def measure(models: Models, prompts: list[Prompts], pairs: list[Pairs], k: int, 
         columns = (None if each is None else blocks(each, n)[i] for each in (rewards, proxies, chosen, rejected))
         found.append(Measured(own, own_compared, *columns))
     return found
+
+
+def _pair_logps(models: Models, pairs: Pairs) -> tuple[Tensor, Tensor]:
+    chosen, rejected = (
+        in_chunks(lambda part: models.policy_logps(part)[0].sum(1), side, models.chunk)
+        for side in (pairs.chosen, pairs.rejected)
+    )
+    return chosen, rejected

@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+LOGS = ("metrics.jsonl", "samples.jsonl", "reference.jsonl")
 NOT_IDENTITY = ("logger", "replicas")  # sections that do not change what a run computes
 
 
@@ -41,8 +42,9 @@ def read_json(path: Path) -> Any:
 
 
 class RunFolder:
-    """metrics.jsonl (the truth, one row per logged step), samples.jsonl, config.yaml, run.json, status.json,
-    frontier.json, summary.json (written last) and checkpoints/."""
+    """metrics.jsonl (the truth, one row per logged step), samples.jsonl, reference.jsonl (the hash of the reference's
+    weights whenever it is another one), config.yaml, run.json, status.json, frontier.json, summary.json (written last)
+    and checkpoints/."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -62,13 +64,16 @@ class RunFolder:
     def log_samples(self, rows: list[dict]) -> None:
         self._append("samples.jsonl", rows)
 
+    def log_reference(self, row: dict) -> None:
+        self._append("reference.jsonl", [row])
+
     def _append(self, name: str, rows: list[dict]) -> None:
         with open(self.path / name, "a", encoding="utf-8") as file:
             file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
     def rows(self) -> dict[str, int]:
         """How many rows each log has: a checkpoint keeps them, so that a resumed run repeats none."""
-        return {name: len(_lines(self.path / name)) for name in ("metrics.jsonl", "samples.jsonl")}
+        return {name: len(_lines(self.path / name)) for name in LOGS}
 
     def cut_back(self, rows: dict[str, int]) -> None:
         """Drops the rows that were logged after a checkpoint was made, and half a row that a kill left."""
@@ -78,7 +83,7 @@ class RunFolder:
 
     def clear_logs(self) -> None:
         """A run that starts anew keeps nothing of an earlier one in this folder."""
-        for name in ("metrics.jsonl", "samples.jsonl", "summary.json"):
+        for name in (*LOGS, "summary.json"):
             (self.path / name).unlink(missing_ok=True)
 
     def set_status(self, status: str, config_hash: str, error: str | None = None) -> None:

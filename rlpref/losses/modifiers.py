@@ -162,6 +162,8 @@ def linked(lp: PairLogps, divergence: str, alpha: float | None) -> PairLogps:
 def refusal(entry: Entry, reads: frozenset[str], name: str) -> str | None:
     """Why a modifier makes no sense over a loss that reads these columns; None where it does."""
     scores, lengths, reference = (key in reads for key in ("chosen_score", "chosen_len", "ref_chosen"))
+    if entry.takes is not PairLogps:
+        return f"takes {entry.data}, not pairs"
     reasons = {
         "length_normalize": {
             "divides by lengths or counts them itself": lengths,
@@ -204,17 +206,17 @@ APART = (  # pairs of modifiers that have no meaning together, and why
 
 
 def make_objective(
-    settings: Mapping[str, Any], takes: type[TensorBatch], modifiers: Modifiers = Modifiers()
+    settings: Mapping[str, Any], takes: tuple[type[TensorBatch], ...], modifiers: Modifiers = Modifiers()
 ) -> Objective:
-    """The loss {"name": ..., hyperparameters} under modifiers. Raises ConfigError for a loss that takes another kind of
-    data, for hyperparameters as `make_loss` does, and for a modifier that makes no sense with the loss or with another
-    modifier."""
+    """The loss {"name": ..., hyperparameters} under modifiers. Raises ConfigError for a loss that takes none of these,
+    for hyperparameters as `make_loss` does, and for a modifier that makes no sense with the loss or another one."""
     name = settings["name"]
     loss = make_loss(name, **{key: value for key, value in settings.items() if key != "name"})
     entry = LOSSES[name]
-    if entry.takes is not takes:
-        raise ConfigError(f"loss '{name}' takes data of kind '{entry.data}', not '{TAKES[takes]}'.")
-    reads = columns_read(loss, takes)
+    if entry.takes not in takes:
+        wanted = " or ".join(f"'{TAKES[one]}'" for one in takes)
+        raise ConfigError(f"loss '{name}' takes data of kind '{entry.data}', not {wanted}.")
+    reads = columns_read(loss, entry.takes)
     for modifier in modifiers.used:
         if reason := refusal(entry, reads, modifier):
             raise ConfigError(f"modifier '{modifier}' makes no sense with loss '{name}', which {reason}.")

@@ -31,6 +31,14 @@ RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {  # of hyperparameters
     "beta": ("above 0", lambda x: x > 0),
     "tau": ("above 0", lambda x: x > 0),
     "label_smoothing": ("from 0 to 0.5", lambda x: 0 <= x <= 0.5),
+    **{
+        name: ("above 0", lambda x: x > 0)
+        for name in ("cliprange", "cliprange_low", "cliprange_high", "tau_pos", "tau_neg", "threshold")
+    },
+    "dual_clip": ("above 1", lambda x: x > 1),
+    "kl_coef": ("at least 0", lambda x: x >= 0),
+    "fraction": ("above 0 and at most 1", lambda x: 0 < x <= 1),
+    "lapse": ("above 0 and below 1", lambda x: 0 < x < 1),
 }
 
 

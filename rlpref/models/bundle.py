@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from rlpref.models.heads import ScalarHead
 from rlpref.models.reference import Reference
+from rlpref.models.reference_rule import FIXED, ReferenceRule
 from rlpref.ops.logps import (
     Comparison,
     compare,
@@ -27,7 +28,7 @@ class Models:
     """The policy and its company. The policy is softmax(logits / temperature), everywhere."""
 
     policy: nn.Module
-    ref: Reference  # what losses and penalties compare the policy with; an algorithm may move it
+    ref: Reference | None  # what losses and penalties compare the policy with; None: nothing
     initial: Reference  # the policy as it was before training: what the evaluator measures KL from
     tokenizer: Any
     eos_token_id: int
@@ -38,6 +39,7 @@ class Models:
     gold: Callable[[Sequences], Tensor] | None = None  # the truth, for labels and evaluation
     reward_model: ScalarHead | None = None
     critic: ScalarHead | None = None
+    rule: ReferenceRule = FIXED  # how `ref` moves
 
     @property
     def device(self) -> torch.device:
@@ -47,6 +49,11 @@ class Models:
     def trains_on_a_proxy(self) -> bool:
         """Whether training scores answers by something else than the truth."""
         return self.reward is not None and self.reward is not self.gold
+
+    @property
+    def starts_at_reference(self) -> bool:
+        """Whether the policy before training is the reference."""
+        return self.ref is self.initial or self.rule.moves
 
     @property
     def policy_dtype(self) -> torch.dtype:

@@ -16,11 +16,15 @@ from rlpref.models.lm import has_adapter
 
 @dataclass
 class Reference:
-    """`hash` names the reference's weights; with `adapter_off` it is that of the base model alone."""
+    """What the policy is compared with."""
 
     model: nn.Module
     adapter_off: bool
-    hash: str
+
+    @property
+    def hash(self) -> str:
+        """Of the weights as they are now; with `adapter_off` of the base model alone. It reads all of them."""
+        return base_hash(self.model) if self.adapter_off else policy_hash(self.model)
 
     @contextmanager
     def active(self) -> Iterator[nn.Module]:
@@ -33,9 +37,7 @@ class Reference:
 def freeze(policy: nn.Module) -> Reference:
     """The policy as it is now, before training: shared with a LoRA policy whose adapter is still zero, else a
     frozen deep copy."""
-    if adapter_is_zero(policy):
-        return Reference(policy, adapter_off=True, hash=base_hash(policy))
-    return snapshot(policy)
+    return Reference(policy, adapter_off=True) if adapter_is_zero(policy) else snapshot(policy)
 
 
 def policy_hash(policy: nn.Module) -> str:
@@ -44,9 +46,20 @@ def policy_hash(policy: nn.Module) -> str:
 
 
 def snapshot(policy: nn.Module) -> Reference:
-    """A frozen deep copy of the policy as it is now, adapter included: the reference of a later round."""
-    model = copy.deepcopy(policy).requires_grad_(False).eval()
-    return Reference(model, adapter_off=False, hash=weights_hash(model))
+    """A frozen deep copy of the policy as it is now, adapter included: a reference that `follow` can move."""
+    return Reference(copy.deepcopy(policy).requires_grad_(False).eval(), adapter_off=False)
+
+
+@torch.no_grad()
+def follow(reference: Reference, policy: nn.Module, rate: float) -> None:
+    """reference <- rate * policy + (1 - rate) * reference, in place; with rate 1 it is the policy bit for bit.
+
+    `reference` is a `snapshot` of `policy`; what does not train is equal in both. Under LoRA the mean is that of the
+    adapter's factors, not of their product.
+    """
+    for own, parameter in zip(reference.model.parameters(), policy.parameters(), strict=True):
+        if parameter.requires_grad:
+            own.lerp_(parameter, rate)
 
 
 def adapter_is_zero(policy: nn.Module) -> bool:

@@ -75,13 +75,15 @@ def stack_models(runs: list[Models]) -> Models:
     """The models of runs on one task as one; a scorer is the first run's, and must be the same for all. Raises
     Unstackable for models that are not tables."""
     first = runs[0]
+    if any(models.rule != first.rule for models in runs):
+        raise Unstackable("the runs differ in their reference")
     if not all(isinstance(models.policy, TabularLM) for models in runs):
         raise Unstackable(f"{type(first.policy).__name__} has no replica axis")
     tree = first.policy.model.tree
 
-    def reference(name: str) -> Reference:
+    def reference(name: str) -> Reference | None:
         members = [getattr(models, name) for models in runs]
-        return replace(members[0], model=StackedLM([member.model for member in members]).eval())
+        return members[0] and replace(members[0], model=StackedLM([member.model for member in members]).eval())
 
     def heads(name: str) -> StackedHead | None:
         members = [getattr(models, name) for models in runs]

@@ -120,4 +120,4 @@ def decayed_sum(logps: Tensor, mask: Tensor, shared: Tensor, alpha: float) -> Te
     """[B] sum of [B, T] log-probs where `mask` holds, the tokens after the first `shared` [B] of each row weighted with
     `alpha`. LD-DPO: Liu et al. 2024 (2409.06411), with the shorter answer's length as `shared`."""
     beyond = mask.cumsum(1) > shared[:, None]
-    return (logps * torch.where(beyond, alpha, 1.0).to(logps)).sum(1)
+    return torch.where(mask, torch.where(beyond, alpha * logps, logps), 0.0).sum(1)

@@ -103,17 +103,22 @@ PAIRS_FROM: dict[str, Callable[..., Tensor | NearPairs]] = {
 
 def draw_pairs(task: Testbed, source: Tensor | NearPairs, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """(prompts [n], pairs of answers [n, 2]) as flat places in [inner, vocab]; prompts are equally likely."""
-    tree = task.tree
-    mass = (source.first if isinstance(source, NearPairs) else source).flatten(1).exp()
-    prompt = torch.randint(tree.prompts, (n,), generator=generator)
-    # Inverse CDF on pre-drawn uniforms: multinomial over [n, answers] would build that whole matrix.
-    edges = (mass / mass.sum(1, keepdim=True)).cumsum(1)
-    uniform = torch.rand(tree.prompts, n, 2, generator=generator, dtype=torch.float64)
-    drawn = torch.searchsorted(edges, uniform.view(tree.prompts, -1)).clamp(max=edges.shape[1] - 1)
-    answers = drawn.view(tree.prompts, n, 2)[prompt, torch.arange(n)]
+    first = source.first if isinstance(source, NearPairs) else source
+    prompt, answers = draw_answers(task, first, n, 2, generator)
     if isinstance(source, NearPairs):
         answers[:, 1] = _neighbours(task, answers[:, 0], source.distance, generator)
     return prompt, answers
+
+
+def draw_answers(task: Testbed, mu: Tensor, n: int, k: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """(prompts [n], k independent answers to each [n, k]), as in `draw_pairs`; `mu` are log-probs of answers."""
+    prompts, mass = task.tree.prompts, mu.flatten(1).exp()
+    prompt = torch.randint(prompts, (n,), generator=generator)
+    # Inverse CDF on pre-drawn uniforms: multinomial over [n, answers] would build that whole matrix.
+    edges = (mass / mass.sum(1, keepdim=True)).cumsum(1)
+    uniform = torch.rand(prompts, n, k, generator=generator, dtype=torch.float64)
+    drawn = torch.searchsorted(edges, uniform.view(prompts, -1)).clamp(max=edges.shape[1] - 1)
+    return prompt, drawn.view(prompts, n, k)[prompt, torch.arange(n)]
 
 
 def coverage(task: Testbed, pi_star: Tensor, mu: Tensor | NearPairs) -> dict[str, float]:

@@ -15,8 +15,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from rlpref.losses import tokens
-from rlpref.losses.tokens import ppo_clip
+from rlpref.losses import rollouts
+from rlpref.losses.inputs import RolloutLogps
 from rlpref.ops.baselines import leave_one_out
 from rlpref.ops.gae import gae, penalised_rewards
 from rlpref.ops.kl import k1, k2, k3
@@ -24,7 +24,6 @@ from rlpref.ops.masked import masked_whiten
 from rlpref.testbed.gradients import Draws, Surrogate
 
 KL = Callable[[Tensor], Tensor]  # log-ratio -> estimate of the KL
-CLIPRANGE = 0.2  # any: the ratio is 1
 STD_FLOOR = 1e-4  # added to the standard deviation of a group, as TRL does
 
 
@@ -37,9 +36,18 @@ class Estimator:
     why: str
 
 
-def per_answer(logps: Tensor, advantages: Tensor) -> Tensor:
+def maximised(
+    loss: Callable[[RolloutLogps], Tensor], logps: Tensor, draws: Draws, advantages: Tensor, reduce="sequence_sum"
+) -> Tensor:
+    """[prompts, tuples] minus what the trainer would minimise; advantages are [prompts, tuples, k, horizon or 1]."""
+    per_token = loss(RolloutLogps(logps, draws.logps, advantages, draws.mask, draws.ref_logps))
+    value, weight = rollouts.reduced(per_token, draws.mask, reduce)
+    return -(weight * value).sum(-1) / weight.sum(-1)
+
+
+def per_answer(logps: Tensor, draws: Draws, advantages: Tensor, reduce: str = "sequence_sum") -> Tensor:
     """[prompts, tuples] mean over answers of advantage [prompts, tuples, k] times log-prob of the answer."""
-    return -tokens.reinforce(logps, advantages[..., None]).sum(-1).mean(-1)
+    return maximised(rollouts.reinforce, logps, draws, advantages[..., None], reduce)
 
 
 def penalised(draws: Draws, kl: KL = k1) -> Tensor:
@@ -60,17 +68,17 @@ def std_normalised(values: Tensor) -> Tensor:
 
 def reinforce(logps: Tensor, draws: Draws) -> Tensor:
     """Williams 1992, without a baseline."""
-    return per_answer(logps, penalised(draws))
+    return per_answer(logps, draws, penalised(draws))
 
 
 def exact_baseline(logps: Tensor, draws: Draws) -> Tensor:
     """REINFORCE less the exact mean of the penalised reward, the value of the empty prefix."""
-    return per_answer(logps, penalised(draws) - draws.values[..., 0])
+    return per_answer(logps, draws, penalised(draws) - draws.values[..., 0])
 
 
 def remax(logps: Tensor, draws: Draws) -> Tensor:
     """REINFORCE less the return of the greedy answer. Li et al. 2024 (2310.10505), eq. 4, with the KL in the return."""
-    return per_answer(logps, penalised(draws) - draws.greedy[..., None])
+    return per_answer(logps, draws, penalised(draws) - draws.greedy[..., None])
 
 
 def to_come(logps: Tensor, draws: Draws) -> Tensor:
@@ -78,33 +86,32 @@ def to_come(logps: Tensor, draws: Draws) -> Tensor:
     log_ratio = draws.logps - draws.ref_logps
     before = draws.beta * (log_ratio.cumsum(-1) - log_ratio)
     advantages = less_the_others(penalised(draws))[..., None] + before
-    return -tokens.reinforce(logps, advantages * draws.mask).sum(-1).mean(-1)
+    return maximised(rollouts.reinforce, logps, draws, advantages)
 
 
 def rloo(logps: Tensor, draws: Draws, kl: KL = k1) -> Tensor:
     """REINFORCE with the mean of the other answers as its baseline; `kl` stands in the reward."""
-    return per_answer(logps, less_the_others(penalised(draws, kl)))
+    return per_answer(logps, draws, less_the_others(penalised(draws, kl)))
 
 
 def group_mean(logps: Tensor, draws: Draws) -> Tensor:
     """The mean of all k answers as the baseline. Liu et al. 2025 (2503.20783), Dr. GRPO."""
-    return per_answer(logps, less_the_others(penalised(draws)) * (1 - 1 / draws.scores.shape[-1]))
+    return per_answer(logps, draws, less_the_others(penalised(draws)) * (1 - 1 / draws.scores.shape[-1]))
 
 
 def group_std(logps: Tensor, draws: Draws) -> Tensor:
     """GRPO's advantage without its 1/length."""
-    return per_answer(logps, std_normalised(penalised(draws)))
+    return per_answer(logps, draws, std_normalised(penalised(draws)))
 
 
 def per_length(logps: Tensor, draws: Draws) -> Tensor:
     """RLOO with each answer's sum divided by its own length, as in GRPO's loss."""
-    return per_answer(logps, less_the_others(penalised(draws)) / draws.mask.sum(-1))
+    return per_answer(logps, draws, less_the_others(penalised(draws)), "sequence_mean")
 
 
 def per_batch_token(logps: Tensor, draws: Draws) -> Tensor:
     """RLOO with the sum over all tokens divided by how many the batch has."""
-    k = draws.scores.shape[-1]
-    return k * per_answer(logps, less_the_others(penalised(draws))) / draws.mask.sum((-1, -2))
+    return per_answer(logps, draws, less_the_others(penalised(draws)), "token_mean")
 
 
 def ppo(
@@ -120,14 +127,14 @@ def ppo(
     if whiten:
         batches = zip(advantages.flatten(0, 1), draws.mask.flatten(0, 1))
         advantages = torch.stack([masked_whiten(*batch) for batch in batches]).view_as(logps)
-    return -ppo_clip(logps, draws.logps, advantages, CLIPRANGE).sum(-1).mean(-1)
+    return maximised(rollouts.ppo_clip, logps, draws, advantages)
 
 
 def kl_in_loss(logps: Tensor, draws: Draws, kl: KL, per_token: bool = False) -> Tensor:
     """RLOO on the scores alone, less beta times a KL estimate that is differentiated itself."""
     log_ratio = logps - draws.ref_logps
     penalty = kl(log_ratio).sum(-1) if per_token else kl(log_ratio.sum(-1))
-    return per_answer(logps, less_the_others(draws.scores)) - draws.beta * penalty.mean(-1)
+    return per_answer(logps, draws, less_the_others(draws.scores)) - draws.beta * penalty.mean(-1)
 
 
 def k3_whole(logps: Tensor, draws: Draws) -> Tensor:
@@ -137,9 +144,8 @@ def k3_whole(logps: Tensor, draws: Draws) -> Tensor:
 
 def grpo(logps: Tensor, draws: Draws) -> Tensor:
     """GRPO as published: scores normalised by group, 1/length, k3 of each token in the loss. Shao et al. 2024."""
-    lengths = draws.mask.sum(-1)
-    penalty = k3(logps - draws.ref_logps).sum(-1) / lengths
-    return per_answer(logps, std_normalised(draws.scores) / lengths) - draws.beta * penalty.mean(-1)
+    loss = partial(rollouts.grpo, kl_coef=draws.beta)
+    return maximised(loss, logps, draws, std_normalised(draws.scores)[..., None], "sequence_mean")
 
 
 ESTIMATORS = {

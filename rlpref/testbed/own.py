@@ -26,10 +26,11 @@ def own_regret(algorithm: Mapping[str, Any], data: Mapping[str, Any], task: Test
 
     `algorithm` and `data` are the sections of a checked configuration; `ref` [prompts, inner, vocab] are the
     conditionals of the reference that the pairs are drawn from. None where the own optimum is the KL-regularised
-    one, and where it has no closed form: pairs that are not drawn independently, and dropped ties.
+    one, and where it has no closed form: pairs that are not drawn independently or not labelled by the model of
+    preferences (other kinds of data), and dropped ties.
     """
     measure = OWN.get((algorithm["kind"], (algorithm.get("loss") or {}).get("name")))
-    if measure is None or data["source"] != "testbed":
+    if measure is None or data["source"] != "testbed" or data.get("kind", "pairs") != "pairs":
         return None
     drawn = pair_distribution(data["pairs_from"], data["pairs_from_options"])(task, ref)
     preference = preference_model(data["preference"], data["preference_options"])(task)

@@ -8,7 +8,9 @@ from rlpref.algorithms import make_algorithm
 from rlpref.algorithms.algorithm import Costs, Round, StartError
 from rlpref.models.bundle import Models
 from rlpref.models.heads import scalar_model
+from rlpref.models.lm import apply_lora
 from rlpref.models.reference import freeze
+from rlpref.models.reference_rule import reference_rule
 from rlpref.types import Pairs, Prompts, Sequences
 
 FIXED = {"epochs": 1, "batch_size": 16}
@@ -24,7 +26,7 @@ ALGORITHMS = {
     "sft": ("sft", FIXED),
     "iterative_dpo": (
         "iterative",
-        ROUND | {"loss": DPO, "pairing": "bradley_terry", "reference": "initial", "data": "fresh"},
+        ROUND | {"loss": DPO, "pairing": "bradley_terry", "data": "fresh"},
     ),
     "ppo": ("ppo", ROUND | CLIPS | SCALES | EOS),
     "reinforce": ("reinforce", PER_ROUND | EOS | {"baseline": "leave_one_out", "baseline_rate": None}),
@@ -73,8 +75,7 @@ class Data:
 
 
 def start(name, models):
-    kind, settings = ALGORITHMS[name]
-    algorithm = make_algorithm(kind, settings, name)
+    algorithm = make_algorithm(*ALGORITHMS[name], name)
     batch = algorithm.collect(models, Data(), Round(0, [torch.Generator().manual_seed(0)], [Costs()]))
     algorithm.check_start(models, batch)
 
@@ -98,6 +99,47 @@ def test_nor_one_whose_dropout_is_on(name):
     models = gpt2_models(dropout=0.3)
     models.policy.train()
     with pytest.raises(StartError, match="Is dropout on"):
+        start(name, models)
+
+
+def lora_models(trained: bool) -> Models:
+    """The policy under an adapter, beside the base model as its reference."""
+    models, rule = gpt2_models(dropout=0.0), reference_rule("adapter_off")
+    lora = {"r": 2, "alpha": 4, "dropout": 0, "target_modules": ["c_attn"]}
+    models.policy = apply_lora(models.policy, lora)
+    if trained:
+        move(models.policy)
+    models.initial = freeze(models.policy)
+    models.ref, models.rule = rule.start(models.policy, models.initial), rule
+    return models
+
+
+def move(policy) -> None:
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1)
+
+
+@pytest.mark.parametrize("trained", [False, True])
+@pytest.mark.parametrize("name", [name for name in ALGORITHMS if name != "sft"])
+def test_with_the_adapter_off_only_the_policy_before_training_may_start(name, trained):
+    """A trained adapter is not its base, but still is what the evaluator measures from."""
+    start(name, lora_models(trained))
+    models = lora_models(trained)
+    move(models.policy)
+    with pytest.raises(StartError, match="the policy is not the reference"):
+        start(name, models)
+
+
+@pytest.mark.parametrize(("kind", "settings"), [("previous", {}), ("sync", {"every": 2})])
+@pytest.mark.parametrize("name", ["dpo", "ipo", "iterative_dpo"])
+def test_pairs_whose_reference_is_not_stored_are_checked_too(name, kind, settings):
+    models, rule = gpt2_models(dropout=0.1), reference_rule(kind, **settings)
+    models.ref, models.rule = rule.start(models.policy, models.initial), rule
+    start(name, models)
+    move(models.policy)
+    with pytest.raises(StartError, match="the policy is not the reference"):
         start(name, models)
 
 

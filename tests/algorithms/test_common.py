@@ -3,23 +3,22 @@ import math
 import pytest
 import torch
 
+from rlpref.algorithms import on_pairs
 from rlpref.algorithms.algorithm import Costs, Round, StartError
 from rlpref.algorithms.common import (
     choose_prompts,
-    pair_logps,
-    pair_loss,
     require_equal,
     sample_answers,
     score,
-    with_reference,
 )
+from rlpref.algorithms.objective import objective_loss, with_reference
 from rlpref.losses.inputs import PairLogps
 from rlpref.losses.modifiers import make_objective
 from rlpref.types import Prompts
 
 
 def objective(name, **hyperparameters):
-    return make_objective({"name": name} | hyperparameters, PairLogps)
+    return make_objective({"name": name} | hyperparameters, (PairLogps,))
 
 
 def prompts(n):
@@ -56,8 +55,8 @@ def test_metrics_of_pairs_are_the_scaled_log_ratios(task, random_policy, testbed
     models.policy.set_conditionals(random_policy(task, 1))
     dpo = objective("dpo", beta=0.3)
     pairs = with_reference(models, dpo, data.train)
-    lp = pair_logps(models, dpo, pairs)
-    found = pair_loss(dpo, dpo.scale, lp)
+    lp = on_pairs.logps(models, dpo, pairs)
+    found = objective_loss(models, dpo, dpo.scale, pairs)
     ratios = 0.3 * (lp.chosen - pairs.ref_chosen), 0.3 * (lp.rejected - pairs.ref_rejected)
     torch.testing.assert_close(found.metrics["rewards/chosen"], ratios[0].detach())
     torch.testing.assert_close(found.metrics["rewards/margins"], (ratios[0] - ratios[1]).detach())
@@ -76,7 +75,7 @@ def test_a_pair_with_weight_counts_by_it(task, testbed_models, testbed_data):
     dpo = objective("dpo", beta=0.3)
     pairs = with_reference(models, dpo, testbed_data(task, models).train)
     pairs.weight = torch.linspace(0, 1, len(pairs))
-    assert torch.equal(pair_loss(dpo, dpo.scale, pair_logps(models, dpo, pairs)).weight, pairs.weight)
+    assert torch.equal(objective_loss(models, dpo, dpo.scale, pairs).weight, pairs.weight)
 
 
 def test_samples_labels_and_tokens_are_counted(task, testbed_models, testbed_data):

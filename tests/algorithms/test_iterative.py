@@ -4,7 +4,7 @@ import torch
 from rlpref.algorithms import make_algorithm
 from rlpref.algorithms.algorithm import Costs, Round
 from rlpref.algorithms.iterative import best_worst, bradley_terry
-from rlpref.models.reference import snapshot
+from rlpref.models.reference_rule import reference_rule
 from rlpref.ops.logps import token_logps
 from rlpref.types import cat
 
@@ -16,7 +16,6 @@ SETTINGS = {
     "prompts_per_round": 6,
     "k": 4,
     "pairing": "best_worst",
-    "reference": "initial",
     "data": "fresh",
 }
 
@@ -84,35 +83,39 @@ def test_a_round_of_ties_only_is_an_error(laboratory):
         iterative().collect(models, data, round_(0))
 
 
-@pytest.mark.parametrize(("reference", "moves"), [("initial", False), ("previous", True)])
-def test_the_reference_moves_only_where_it_is_asked_to(laboratory, random_policy, task, reference, moves):
-    models, data = laboratory
-    initial, algorithm = models.initial, iterative(reference=reference)
-    first = algorithm.collect(models, data, round_(0))
-    assert models.ref is models.initial
-    models.policy.set_conditionals(random_policy(task, 1))
-    second = algorithm.collect(models, data, round_(1, first))
-    assert models.initial is initial
-    assert initial.hash == snapshot(initial.model).hash  # nor was it written over
-    assert (models.ref is not models.initial) == moves
-    expected = models.policy if moves else initial.model
-    torch.testing.assert_close(second.ref_chosen, token_logps(expected, second.chosen)[0].sum(1).detach())
-    assert len(second) <= 6
+def next_round(models, policy):
+    """What the trainer does before a round, after the policy has moved."""
+    models.policy.set_conditionals(policy)
+    models.rule.before_round(1, models.policy, models.ref)
 
 
+@pytest.mark.parametrize("data_kind", ["fresh", "aggregated"])
 @pytest.mark.parametrize("reference", ["initial", "previous"])
-def test_aggregated_rounds_keep_all_pairs_at_the_reference_of_now(laboratory, random_policy, task, reference):
+def test_all_pairs_of_a_round_carry_the_reference_of_now(laboratory, random_policy, task, reference, data_kind):
     models, data = laboratory
-    algorithm = iterative(reference=reference, data="aggregated")
+    models.rule = reference_rule(reference)
+    models.ref = models.rule.start(models.policy, models.initial)
+    algorithm = iterative(data=data_kind)
     first = algorithm.collect(models, data, round_(0))
     first = cat([first])  # a copy: collect may write into what it gets
-    models.policy.set_conditionals(random_policy(task, 1))
+    next_round(models, random_policy(task, 1))
     both = algorithm.collect(models, data, round_(1, first))
-    assert len(both) > len(first)
-    assert torch.equal(both.chosen.ids[: len(first), : first.chosen.ids.shape[1]], first.chosen.ids)
+    kept = len(first) if data_kind == "aggregated" else 0
+    assert kept < len(both) <= kept + 6
+    assert torch.equal(both.chosen.ids[:kept, : first.chosen.ids.shape[1]], first.chosen.ids[:kept])
     expected = models.policy if reference == "previous" else models.initial.model
     torch.testing.assert_close(both.ref_chosen, token_logps(expected, both.chosen)[0].sum(1).detach())
     torch.testing.assert_close(both.ref_rejected, token_logps(expected, both.rejected)[0].sum(1).detach())
+
+
+def test_a_reference_that_moves_within_rounds_leaves_no_log_probs_behind(laboratory):
+    models, data = laboratory
+    models.rule = reference_rule("sync", every=1)
+    models.ref = models.rule.start(models.policy, models.initial)
+    algorithm = iterative(data="aggregated")
+    both = algorithm.collect(models, data, round_(1, algorithm.collect(models, data, round_(0))))
+    assert both.ref_chosen is None
+    assert both.ref_rejected is None
 
 
 @pytest.mark.parametrize("pairing", ["best_worst", "bradley_terry"])

@@ -1,19 +1,38 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from rlpref.algorithms import make_algorithm
 from rlpref.algorithms.algorithm import Costs, Round
+from rlpref.binding import ConfigError
+from rlpref.losses import bradley_terry
+from rlpref.losses.inputs import RewardPairs
 from rlpref.models.heads import scalar_model
+from rlpref.rewards.learned import answer_scores
+
+ROUND = Round(0, [torch.Generator()], [Costs()])
+
+
+def reward_model(name="bradley_terry", **hyperparameters):
+    settings = {"epochs": 1, "batch_size": 200, "loss": {"name": name, **hyperparameters}}
+    return make_algorithm("reward_model", settings, "reward_model")
+
+
+@pytest.fixture
+def laboratory(task, testbed_models, testbed_data):
+    models = testbed_models(task)
+    models.reward_model = scalar_model(models.policy, None, torch.Generator().manual_seed(0))
+    return models, testbed_data(task, models, pairs=40)
 
 
 def test_it_learns_the_order_of_the_pairs_and_leaves_the_policy(task, testbed_models, testbed_data):
     models = testbed_models(task)
     data = testbed_data(task, models, pairs=200)
     models.reward_model = scalar_model(models.policy, None, torch.Generator().manual_seed(0))
-    algorithm = make_algorithm("reward_model", {"epochs": 1, "batch_size": 200}, "reward_model")
-    pairs = algorithm.collect(models, data, Round(0, [torch.Generator()], [Costs()]))
+    algorithm = reward_model()
+    pairs = algorithm.collect(models, data, ROUND)
     before = {name: p.clone() for name, p in models.policy.named_parameters()}
     optimizer = torch.optim.Adam(models.reward_model.parameters(), lr=0.05)
     losses = []
@@ -31,3 +50,52 @@ def test_it_learns_the_order_of_the_pairs_and_leaves_the_policy(task, testbed_mo
     assert (loss.metrics["rewards/accuracies"][~untied] == 0.5).all()
     assert all(torch.equal(p, before[name]) for name, p in models.policy.named_parameters())
     assert all(p.grad is None for p in models.policy.parameters())
+
+
+def test_labels_of_every_kind_reach_the_loss(laboratory):
+    """Margins and targets are the data's scores, soft labels and weights their own columns."""
+    models, data = laboratory
+    n = len(data.train)
+    data.train = replace(data.train, soft_label=torch.linspace(0, 1, n), weight=torch.linspace(1, 2, n))
+    pairs = reward_model().collect(models, data, ROUND)
+    scores = [answer_scores(models.reward_model, side).detach() for side in (pairs.chosen, pairs.rejected)]
+    margin, plain = pairs.chosen_score - pairs.rejected_score, bradley_terry(RewardPairs(*scores))
+    turned = bradley_terry(RewardPairs(*scores[::-1]))
+    squares = (scores[0] - pairs.chosen_score) ** 2 + (scores[1] - pairs.rejected_score) ** 2
+    expected = {
+        "bradley_terry": plain,
+        "bt_scaled": margin * plain,
+        "bt_margin": -torch.nn.functional.logsigmoid(scores[0] - scores[1] - margin),
+        "bt_soft": pairs.soft_label * plain + (1 - pairs.soft_label) * turned,
+        "reward_mse": squares / 2,
+    }
+    for name, value in expected.items():
+        loss = reward_model(name).loss(models, pairs)
+        torch.testing.assert_close(loss.value.detach(), value.to(loss.value))
+        assert torch.equal(loss.weight, pairs.weight)
+
+
+@pytest.mark.parametrize(
+    ("name", "column"), [("bt_margin", "margin"), ("reward_mse", "chosen_target"), ("bt_soft", "soft_label")]
+)
+def test_what_the_data_lack_is_refused_before_training(laboratory, name, column):
+    models, data = laboratory
+    data.train = replace(data.train, chosen_score=None, rejected_score=None, soft_label=None)
+    with pytest.raises(ConfigError) as refusal:
+        reward_model(name).collect(models, data, ROUND)
+    mend = "give every row 'soft_label'" if name == "bt_soft" else "give every row 'chosen_score' and 'rejected_score'"
+    assert f"loss '{name}' reads '{column}', which the data do not have: {mend}" in str(refusal.value)
+    reward_model().collect(models, data, ROUND)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"name": "dpo", "beta": 0.1}, "loss 'dpo' takes data of kind 'pairs', not 'reward pairs'"),
+        ({"name": "reward_plackett_luce"}, "takes data of kind 'reward lists', not 'reward pairs'"),
+        ({"name": "bt_center", "margin": 1.0}, "loss 'bt_center' does not use 'margin'"),
+    ],
+)
+def test_refusals(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        reward_model(**settings)

@@ -2,8 +2,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rlpref.binding import ConfigError
 from rlpref.data.checks import BadRow
-from rlpref.data.formats import dialogue_text, dialogue_turns, hh_row, trl_row
+from rlpref.data.formats import (
+    dialogue_text,
+    dialogue_turns,
+    hh_row,
+    kwise_row,
+    record_format,
+    trl_row,
+    unpaired_row,
+)
 
 USER, ASSISTANT = "user", "assistant"
 
@@ -122,3 +131,101 @@ def test_trl_standard_implicit_with_assistant_uses_the_dialogue_rule():
 def test_trl_rows_that_cannot_be_read_are_bad(record, reason):
     with pytest.raises(BadRow, match=reason):
         trl_row(record, "r")
+
+
+@pytest.mark.parametrize(
+    ("record", "prompt"),
+    [
+        ({"prompt": "q", "completion": " a"}, "q"),
+        ({"prompt": [turn(USER, "q")], "completion": [turn(ASSISTANT, " a")]}, [turn(USER, "q")]),
+        ({"prompt": [turn(USER, "q")], "completion": " a"}, [turn(USER, "q")]),
+        ({"messages": [turn(USER, "q"), turn(ASSISTANT, " a")]}, [turn(USER, "q")]),
+    ],
+)
+def test_unpaired_formats(record, prompt):
+    row = unpaired_row(record | {"label": False, "weight": 2, "score": 0.5, "finished": False}, "r")
+    assert (row.id, row.prompt, row.completion, row.label) == ("r", prompt, " a", False)
+    assert (row.weight, row.score, row.finished) == (2.0, 0.5, False)
+
+
+@pytest.mark.parametrize(
+    ("record", "reason"),
+    [
+        ({"prompt": "q", "completion": "a"}, "key 'label' is missing"),
+        ({"prompt": "q", "completion": "a", "label": 1}, "'label' is a number, not true or false; write true"),
+        ({"prompt": "q", "completion": "", "label": True}, "'completion' is empty"),
+        ({"prompt": "q", "label": True}, "key 'completion' is missing"),
+        ({"prompt": "q", "completion": [turn(ASSISTANT, "a")], "label": True}, "write the prompt as turns too"),
+        ({"messages": [turn(ASSISTANT, "a")], "label": True}, r"'messages\[:-1\]' is an empty list"),
+        ({"messages": [turn(USER, "a"), turn(USER, "b")], "label": True}, "is not one assistant turn"),
+        ({"prompt": "q", "completion": "a", "label": True, "tools": [{}]}, "tools"),
+    ],
+)
+def test_unpaired_rows_that_cannot_be_read_are_bad(record, reason):
+    with pytest.raises(BadRow, match=reason):
+        unpaired_row(record, "r")
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"responses": ["a", "b"], "scores": [1, -0.5]},
+        {"responses": ["a", None, "b"], "scores": [1, None, -0.5]},
+        {"responses": [{"text": "a", "score": 1}, {"content": "b", "score": -0.5}]},
+        {"responses": [{"text": "a", "score": 1}, {"text": "c"}, {"text": "b", "score": -0.5}]},
+        {"responses": [[turn(ASSISTANT, "a")], turn(ASSISTANT, "b")], "scores": [1, -0.5]},
+    ],
+)
+def test_kwise_formats(record):
+    row = kwise_row(record | {"prompt": [turn(USER, "q")], "weight": 3}, "r")
+    assert (row.prompt, row.responses, row.scores) == ([turn(USER, "q")], ["a", "b"], [1.0, -0.5])
+    assert (row.id, row.weight, row.finished) == ("r", 3.0, [True, True])
+    assert row.unscored == len(record["responses"]) - 2
+
+
+def test_kwise_finished_and_score_keys():
+    record = {"prompt": "q", "responses": ["a", "b"], "scores": [0, 1], "finished": [False, True]}
+    assert kwise_row(record, "r").finished == [False, True]
+    record = {"prompt": "q", "responses": [{"text": "a", "p": 0, "finished": False}, {"text": "a", "p": 1}]}
+    row = record_format("kwise", "p")(record, "r")
+    assert (row.scores, row.finished, row.responses) == ([0.0, 1.0], [False, True], ["a", "a"])
+    with pytest.raises(ConfigError, match=r"data.kind 'pairs' does not use 'score_key'"):
+        record_format("pairs", "p")
+
+
+TWO = {"prompt": "q", "responses": ["a", "b"]}
+
+
+@pytest.mark.parametrize(
+    ("record", "reason"),
+    [
+        (TWO, r"key 'scores' is missing \(it has: prompt, responses\); add 'scores'"),
+        (TWO | {"scores": [1]}, "'scores' has 1 of the 2 entries it needs"),
+        (TWO | {"scores": [1, 2, 3]}, "'scores' has 3 entries for 2 responses; give one for each"),
+        (TWO | {"scores": [1, float("nan")]}, r"'scores\[1\]' is not a finite number"),
+        (TWO | {"scores": [1, "2"]}, r"'scores\[1\]' is a string, not a number"),
+        (TWO | {"scores": [1, True]}, r"'scores\[1\]' is a boolean"),
+        (TWO | {"scores": 3}, "'scores' is a number, not a list"),
+        (TWO | {"scores": [1, 1]}, "all scores are equal; remove the row, it ranks nothing"),
+        (TWO | {"scores": [1, None]}, r"1 of 2 responses have a score \(looked for 'score' and 'scores'\); score at"),
+        (TWO | {"scores": [1, 2], "finished": [True]}, "'finished' has 1 of the 2"),
+        (TWO | {"scores": [1, 2], "finished": [True, 1]}, r"'finished\[1\]' is a number, not true or false"),
+        ({"prompt": "q", "responses": ["a"], "scores": [1]}, "'responses' has 1 of the 2 entries it needs"),
+        ({"prompt": "q", "responses": "ab", "scores": [1, 2]}, "'responses' is a string, not a list"),
+        ({"prompt": "q", "responses": ["a", ""], "scores": [1, 2]}, r"'responses\[1\]' is empty"),
+        ({"prompt": "q", "responses": ["a", [turn(ASSISTANT, "b")]], "scores": [1, 2]}, "prompt as turns too"),
+        ({"prompt": "q", "responses": [{"text": "a"}, {"answer": "b"}], "scores": [1, 2]}, "neither 'text' nor"),
+        (
+            {"prompt": "q", "responses": [{"text": "a", "score": 1}, {"text": "b"}], "scores": [1, 2]},
+            "'scores' is given and so is 'score' of a response; keep one",
+        ),
+        (
+            {"prompt": "q", "responses": [{"text": "a", "score": 1}, {"text": "b", "score": []}]},
+            r"\[1\].score' is a list",
+        ),
+        (TWO | {"scores": [1, 2], "weight": -2}, "'weight' is -2"),
+    ],
+)
+def test_kwise_rows_that_cannot_be_read_are_bad(record, reason):
+    with pytest.raises(BadRow, match=reason):
+        kwise_row(record, "r")

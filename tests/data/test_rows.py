@@ -1,132 +1,10 @@
-import gzip
-import json
 from dataclasses import replace
 
-import pytest
-
-from rlpref.binding import ConfigError
-from rlpref.data.rows import Row, read_jsonl, rows_hash
-
-GOOD = '{"prompt": "p", "chosen": "yes", "rejected": "no"}'
-
-
-def write(path, *lines):
-    path.write_bytes(b"".join((line.encode() if isinstance(line, str) else line) + b"\n" for line in lines))
-    return path
-
-
-def with_values(**values):
-    return json.dumps(json.loads(GOOD) | values)
-
-
-def without(key):
-    return json.dumps({k: v for k, v in json.loads(GOOD).items() if k != key})
+from rlpref.data.rows import KwiseRow, Row, UnpairedRow, rows_hash
 
 
 def turns(*roles):
     return [{"role": role, "content": "x"} for role in roles]
-
-
-BAD = {
-    "not JSON": '{"prompt": "p", "chosen": ',
-    "a list, not an object": "[1, 2]",
-    "null, not an object": "null",
-    "key 'rejected' is missing": without("rejected"),
-    "key 'prompt' is missing": without("prompt"),
-    "'chosen' is null": with_values(chosen=None),
-    "'prompt' is empty": with_values(prompt=""),
-    "'rejected' is empty": with_values(rejected="  \n"),
-    "'chosen' is a number, not a string": with_values(chosen=3),
-    "'chosen' is a list, not a string": with_values(chosen=["yes"]),
-    "'prompt' is a number": with_values(prompt=7),
-    "'prompt' is an empty list": with_values(prompt=[]),
-    "'chosen_score' is not a finite": GOOD[:-1] + ', "chosen_score": NaN}',
-    "'rejected_score' is not a finite": GOOD[:-1] + ', "rejected_score": -1e999}',
-    "'chosen_score' is a string": with_values(chosen_score="1"),
-    "'rejected_score' is a boolean": with_values(rejected_score=True),
-    "'score_chosen' is not a finite": with_values(score_chosen=10**400),
-    "'prompt[0]' has role 'bot'": with_values(prompt=turns("bot")),
-    "'prompt[0]' is a string, not a turn": with_values(prompt=["hello"]),
-    "'prompt[0].content' is null": with_values(prompt=[{"role": "user"}]),
-    "'prompt[1]' is a system turn": with_values(prompt=turns("user", "system")),
-    "ends with a turn of role 'assistant'": with_values(prompt=turns("user", "assistant")),
-    "invalid UTF-8 at byte 12": b'{"prompt": "\xff", "chosen": "a", "rejected": "b"}',
-    "key 'chosen' appears twice": '{"prompt": "p", "chosen": "a", "chosen": "c", "rejected": "b"}',
-    "id 'one' is already that of": with_values(id="one"),
-    "half a surrogate pair": with_values(chosen="\ud800"),
-    "holds a NUL": with_values(chosen="a\0b"),
-    "are the same text": with_values(chosen="no"),
-    "'chosen_finished' is a string": with_values(chosen_finished="no"),
-    "'group' is a number": with_values(group=3),
-    "JSON that cannot be read": '{"prompt": ' + "9" * 5000 + "}",
-    "JSON that cannot be read (max": "[" * 200_000,
-}
-
-
-@pytest.mark.parametrize("reason", BAD)
-def test_a_bad_row_is_named_with_file_line_reason_and_mend(tmp_path, reason):
-    path = write(tmp_path / "d.jsonl", with_values(id="one"), "", BAD[reason])
-    with pytest.raises(ConfigError) as error:
-        read_jsonl(path, "error")
-    message = str(error.value)
-    assert f"{path}:3: " in message
-    assert reason.removesuffix(" (max") in message
-    assert len(message.split(f"{path}:3: ")[1].split("; ")) >= 2, "a mend follows the reason"
-
-
-def test_skip_leaves_out_exactly_the_bad_rows_and_counts_them(tmp_path, caplog):
-    path = write(tmp_path / "d.jsonl", with_values(id="one"), *BAD.values(), with_values(id="two"))
-    rows, skipped = read_jsonl(path, "skip")
-    assert [row.id for row in rows] == ["one", "two"]
-    assert skipped == len(BAD)
-    assert f"{path}:2: not JSON" in caplog.text
-    assert f"and {len(BAD) - 20} more" in caplog.text
-
-
-def test_all_bad_rows_are_reported_at_once(tmp_path):
-    with pytest.raises(ConfigError, match=r"(?s)2 bad rows.*:1: .*:2: "):
-        read_jsonl(write(tmp_path / "d.jsonl", "1", "2"), "error")
-
-
-def test_rows_keep_every_field_and_every_character(tmp_path):
-    record = {
-        "id": "r",
-        "prompt": turns("system", "user", "assistant", "user"),
-        "chosen": " yes\n☃ 😀",
-        "rejected": "no ",
-        "chosen_score": 1,
-        "rejected_score": -0.5,
-        "annotator": "human",
-        "group": "g",
-        "chosen_finished": False,
-        "rejected_finished": True,
-    }
-    [row], skipped = read_jsonl(write(tmp_path / "d.jsonl", json.dumps(record)), "error")
-    assert vars(row) == record
-    assert skipped == 0
-
-
-def test_gz_bom_crlf_blank_lines_and_number_ids_are_read(tmp_path):
-    path = tmp_path / "d.jsonl.gz"
-    path.write_bytes(gzip.compress(b"\xef\xbb\xbf" + GOOD.encode() + b"\r\n\r\n" + with_values(id=7).encode()))
-    rows, skipped = read_jsonl(path, "error")
-    assert ([row.id for row in rows], skipped) == (["row-1", "7"], 0)
-
-
-def test_a_cut_gz_a_missing_file_and_an_empty_file_are_errors(tmp_path):
-    cut = tmp_path / "cut.jsonl.gz"
-    lines = "\n".join(with_values(id=str(i)) for i in range(99))
-    cut.write_bytes(gzip.compress(lines.encode())[:-20])
-    with pytest.raises(ConfigError, match="damaged or cut short"):
-        read_jsonl(cut, "skip")
-    with pytest.raises(ConfigError, match="There is no file"):
-        read_jsonl(tmp_path / "absent.jsonl", "error")
-    with pytest.raises(ConfigError, match="no rows"):
-        read_jsonl(write(tmp_path / "empty.jsonl"), "skip")
-    with pytest.raises(ConfigError, match="1 bad rows"):
-        read_jsonl(write(tmp_path / "all_bad.jsonl", "{}"), "skip")
-    with pytest.raises(ConfigError, match="'error' or 'skip'"):
-        read_jsonl(write(tmp_path / "good.jsonl", GOOD), "ignore")
 
 
 def test_group_is_the_prompt_unless_given():
@@ -160,6 +38,8 @@ def test_rows_hash_changes_with_every_field_and_with_the_order():
         "group": "h",
         "chosen_finished": False,
         "rejected_finished": False,
+        "weight": 1.0,
+        "soft_label": 1.0,
     }
     hashes = [rows_hash([row]), *(rows_hash([replace(row, **{k: v})]) for k, v in changes.items())]
     assert set(changes) == set(vars(row))
@@ -167,3 +47,18 @@ def test_rows_hash_changes_with_every_field_and_with_the_order():
     assert rows_hash([row]) == rows_hash([replace(row)])
     other = replace(row, id="k")
     assert rows_hash([row, other]) != rows_hash([other, row])
+
+
+def test_rows_without_the_later_columns_have_the_hash_that_they_had_before():
+    row = Row("i", "p", "a", "b", 1.0, 0.0, "human", "g")
+    assert rows_hash([row])[:16] == "a1b93905e16827ce"
+
+
+def test_rows_of_every_kind_share_groups_and_hashes():
+    pair, single = Row("i", turns("user"), "a", "b"), UnpairedRow("i", turns("user"), "a", True)
+    several = KwiseRow("i", turns("user"), ["a", "b"], [0.0, 1.0])
+    assert pair.group == single.group == several.group
+    assert several.finished == [True, True]
+    assert len({rows_hash([row]) for row in (pair, single, several)}) == 3
+    changed = [replace(single, label=False), replace(several, scores=[0.0, 2.0]), replace(several, weight=2.0)]
+    assert len({rows_hash([row]) for row in (single, several, *changed)}) == 5

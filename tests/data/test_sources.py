@@ -8,7 +8,7 @@ import pytest
 
 from rlpref.binding import ConfigError
 from rlpref.data.formats import dialogue_text, hh_row
-from rlpref.data.rows import read_jsonl
+from rlpref.data.reader import read_jsonl
 from rlpref.data.sources import SOURCES, hh, jsonl
 
 HARMLESS = Path(__file__).parents[3] / "shared" / "data" / "hh_harmless" / "train.jsonl.gz"

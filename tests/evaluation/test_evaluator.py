@@ -162,3 +162,16 @@ def test_the_evaluator_knows_where_the_pairs_come_from(build, case, random_polic
     answers, ref = (exact.answer_logps(case, table).exp() for table in (random_policy(case, 3), case.ref))
     expected = torch.where(case.ends, answers**2 / ref, 0.0).sum((1, 2)).mean()
     assert row["exact/coverage_c_2"] == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_without_held_out_pairs_what_is_measured_on_pairs_is_left_out(case, testbed_models, testbed_data):
+    models = testbed_models(case)
+    whole, unpaired = (
+        Evaluator(models, testbed_data(case, models, kind=kind), None, ("policy",), **SIZES | {"k": 4}, seed=0)(0)[0]
+        for kind in ("pairs", "unpaired")
+    )
+    left_out = {"eval/accuracy", "eval/accuracy_se", "eval/logps/chosen", "eval/logps/rejected"}
+    assert whole.keys() - unpaired.keys() == left_out
+    models.reward_model = scalar_model(models.policy, None, torch.Generator().manual_seed(0))
+    only_rm = Evaluator(models, testbed_data(case, models, kind="unpaired"), None, ("reward_model",), **SIZES, seed=0)
+    assert only_rm(0) == ({}, [])

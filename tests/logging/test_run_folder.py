@@ -48,11 +48,13 @@ def test_cut_back_drops_what_came_after(folder):
     for step in range(5):
         folder.log({"step": step})
     folder.log_samples([{"answer": "a\u2028 and the rest"}])
+    folder.log_reference({"hash": "a"})
     kept = folder.rows()
-    assert kept == {"metrics.jsonl": 5, "samples.jsonl": 1}
+    assert kept == {"metrics.jsonl": 5, "samples.jsonl": 1, "reference.jsonl": 1}
     before = [(folder.path / name).read_bytes() for name in kept]
     folder.log({"step": 5})
     folder.log_samples([{"answer": "b\u2028c"}, {"answer": "d"}])
+    folder.log_reference({"hash": "b"})
     folder.cut_back(kept)
     assert folder.rows() == kept
     assert [(folder.path / name).read_bytes() for name in kept] == before

@@ -206,7 +206,7 @@ def test_z_of_kto_is_the_mean_log_ratio_of_mismatched_answers_held_at_zero():
 @given(pairs(), BETAS)
 def test_losses_that_are_another_loss_under_a_modifier(lp, beta):
     def modified(name, modifiers, **hyperparameters):
-        return make_objective({"name": name} | hyperparameters, PairLogps, modifiers)(lp)
+        return make_objective({"name": name} | hyperparameters, (PairLogps,), modifiers)(lp)
 
     same(modified("dpo", Modifiers(length_normalize=True), beta=beta), value("dpo_norm", lp, beta=beta))
     same(modified("ipo", Modifiers(length_normalize=True), tau=beta), value("ipo", lp, tau=beta, normalize="mean"))

@@ -28,7 +28,7 @@ GRID = [(name, settings, modifier) for name, settings in PAIR_LOSSES for modifie
 
 
 def objective(name, settings, **modifiers):
-    return make_objective({"name": name} | settings, PairLogps, make_modifiers(modifiers))
+    return make_objective({"name": name} | settings, (PairLogps,), make_modifiers(modifiers))
 
 
 def allowed(name, settings, modifier):

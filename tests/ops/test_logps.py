@@ -2,7 +2,7 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from rlpref.ops.logps import compare, completion_logits, token_logps
+from rlpref.ops.logps import compare, completion_logits, decayed_sum, token_logps
 from rlpref.rollout.sampler import sample
 from rlpref.testbed.exact import sequence_kl
 from rlpref.testbed.task import make_testbed
@@ -135,3 +135,12 @@ def test_a_comparison_holds_what_the_log_prob_path_computes(random_llama):
     torch.testing.assert_close(compared.entropy, entropy)
     assert (compared.kl[sequences.mask] > 0).all()
     assert (compared.kl[~sequences.mask] == 0).all()
+
+
+def test_decayed_sum_weights_the_tail_and_nothing_else():
+    logps = torch.tensor([[-9.0, -1.0, -2.0, -4.0], [-1.0, -2.0, -9.0, -9.0]], dtype=torch.float64)
+    mask = torch.tensor([[0, 1, 1, 1], [1, 1, 0, 0]], dtype=torch.bool)  # padding on either side, whatever it holds
+    shared = torch.tensor([1, 2])
+    assert decayed_sum(logps, mask, shared, 0.1).tolist() == pytest.approx([-1.6, -3.0], rel=1e-12)
+    assert torch.equal(decayed_sum(logps, mask, shared, 1.0), torch.where(mask, logps, 0.0).sum(1))
+    assert decayed_sum(logps, mask, shared, 0.0).tolist() == [-1.0, -3.0]

@@ -84,9 +84,20 @@ def test_it_is_zero_at_the_own_optimum(task, algorithm):
         (IPO | {"loss": IPO["loss"] | {"normalize": "mean"}}, PAIRS),
         (SFT, PAIRS | {"source": "jsonl"}),
         (SFT, PAIRS | {"pairs_from": "near", "pairs_from_options": {"distance": 1}}),
+        (IPO, PAIRS | {"kind": "kwise", "k": 4, "pairs_by": "best_worst"}),
         (IPO, PAIRS | {"preference": "ties", "preference_options": {"band": 0.2, "rule": "drop"}}),
     ],
-    ids=["dpo", "ppo", "reinforce", "iterative", "ipo by length", "no testbed", "near pairs", "dropped ties"],
+    ids=[
+        "dpo",
+        "ppo",
+        "reinforce",
+        "iterative",
+        "ipo by length",
+        "no testbed",
+        "near pairs",
+        "pairs of lists",
+        "dropped ties",
+    ],
 )
 def test_nothing_where_it_is_the_ordinary_regret_or_unknown(task, algorithm, data):
     assert own_regret(algorithm, data, task, task.ref) is None

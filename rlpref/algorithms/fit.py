@@ -1,0 +1,64 @@
+"""Whether an algorithm and its loss fit the rest of a run: its reference, its data, its minibatches."""
+
+from __future__ import annotations
+
+from rlpref.algorithms.algorithm import Algorithm
+from rlpref.binding import ConfigError
+from rlpref.losses.inputs import AnswerLogps, ListLogps, PairLogps
+from rlpref.models.reference_rule import ReferenceRule
+
+
+def check_rule(rule: ReferenceRule, algorithm: Algorithm, kind: str, name: str) -> None:
+    """Raises ConfigError where the rule would change nothing, or take away what the algorithm of that kind and name
+    compares the policy with."""
+    objective, penalised = getattr(algorithm, "objective", None), getattr(algorithm, "beta", None) is not None
+    who = f"algorithm '{name}'" + (f" with loss '{objective.entry.name}'" if objective else "")
+    same = {"initial", "none"} if objective and "policy" in algorithm.trains else {"initial"}
+    if not reads_reference(algorithm, kind) and rule.kind not in same:
+        raise ConfigError(f"{who} does not use a reference: '{rule.kind}' would change nothing. Set reference=initial.")
+    if reads_reference(algorithm, kind) and rule.kind == "none":
+        raise ConfigError(f"{who} reads the reference, and reference 'none' has none. Set reference=initial.")
+    if rule.kind == "previous" and algorithm.rounds == 1:
+        raise ConfigError(f"{who} has one round: reference 'previous' would never move. Set reference=initial or sync.")
+    if penalised and rule.is_replaced and rule.every in (None, 1):
+        raise ConfigError(
+            f"{who} measures the KL of fresh answers: reference '{rule.kind}' would be the policy that drew them and "
+            "the KL always 0. Set reference=initial, ema, or sync with a larger reference.every."
+        )
+
+
+def reads_reference(algorithm: Algorithm, kind: str) -> bool:
+    """Whether its loss or penalty compares the policy with a reference."""
+    objective = getattr(algorithm, "objective", None)
+    return objective.reads_reference if objective else kind not in ("sft", "reward_model")
+
+
+FORMS = {"reward_model": ("pairs",), "sft": ("pairs",)}  # of data, by the kind of an algorithm that reads rows
+OFFLINE = {PairLogps: ("pairs",), AnswerLogps: ("unpaired", "pairs"), ListLogps: ("kwise",)}  # by what its loss takes
+
+
+def check_form(algorithm: Algorithm, kind: str, name: str, form: str) -> None:
+    """Raises ConfigError where training would see rows of the form `form` (rlpref.data.pairing.data_form) that the
+    algorithm of that kind and name, or its loss, cannot learn from. A pair is two single answers."""
+    takes = OFFLINE[algorithm.objective.entry.takes] if kind == "offline" else FORMS.get(kind)
+    if takes is None or form in takes:
+        return
+    who = f"loss '{algorithm.objective.entry.name}'" if kind == "offline" else f"algorithm '{name}'"
+    mend = "choose data.pairs_by to form pairs" if form == "kwise" and "pairs" in takes else "choose another data.kind"
+    kinds = " or ".join(map(repr, takes))
+    raise ConfigError(f"{who} takes data of kind {kinds}, not '{form}': {mend} or another loss.")
+
+
+def check_minibatch(algorithm: Algorithm, micro_batch_size: int) -> None:
+    """Raises ConfigError where a loss that takes its minibatch as a whole would see it in parts, or alone."""
+    objective = getattr(algorithm, "objective", None)
+    if objective is None or not objective.entry.coupled:
+        return
+    name, rows = objective.entry.name, algorithm.batch_size
+    if micro_batch_size < rows:
+        raise ConfigError(
+            f"loss '{name}' takes a minibatch as a whole: training.micro_batch_size is {micro_batch_size}, "
+            f"but must be at least algorithm.batch_size, {rows}."
+        )
+    if rows < 2:
+        raise ConfigError(f"loss '{name}' compares the rows of a minibatch: algorithm.batch_size must be above 1.")

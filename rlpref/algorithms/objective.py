@@ -1,0 +1,84 @@
+"""From rows of data to the value of a loss, whatever kind of data the loss takes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from rlpref.algorithms import on_answers, on_lists, on_pairs
+from rlpref.algorithms.algorithm import Loss
+from rlpref.algorithms.common import require_equal, tolerance
+from rlpref.binding import ConfigError
+from rlpref.losses.bounds import counted
+from rlpref.losses.inputs import AnswerLogps, ListLogps, PairLogps
+from rlpref.losses.modifiers import Objective
+from rlpref.models.bundle import Models
+from rlpref.ops.blocks import spread
+from rlpref.types import TensorBatch
+
+# A module for each: `at_reference`, `logps`, `metrics` and `at_rest` of its batches.
+KINDS = {PairLogps: on_pairs, AnswerLogps: on_answers, ListLogps: on_lists}
+SCORES = "give every row 'chosen_score' and 'rejected_score', or choose another loss"
+FROM_DATA = {
+    **dict.fromkeys(("chosen_score", "margin", "chosen_target"), SCORES),
+    "soft_label": "give every row 'soft_label', or choose another loss or modifier",
+}
+
+
+def with_reference(models: Models, objective: Objective, batch: TensorBatch) -> TensorBatch:
+    """The rows with the reference's log-probs stored where the objective reads them, so that epochs do not compute
+    them again; without them where they would go stale before the round ends. Raises ConfigError for a column that
+    the objective reads and the data do not have."""
+    require_columns(objective, batch)
+    if not objective.reads_reference or models.rule.moves_within_rounds:
+        return batch
+    return KINDS[objective.entry.takes].at_reference(models, objective, batch)
+
+
+def require_columns(objective: Objective, batch: TensorBatch) -> None:
+    """Raises ConfigError unless the data have each column that the objective reads and the data alone can give."""
+    name = objective.entry.name
+    for column, mend in FROM_DATA.items():
+        if column in objective.reads and getattr(batch, column, None) is None:
+            raise ConfigError(f"loss '{name}' reads '{column}', which the data do not have: {mend}.")
+    if objective.entry.coupled and batch.weight is not None:
+        raise ConfigError(f"loss '{name}' takes its minibatch as a whole: the data must have no weights.")
+
+
+def require_no_lone_row(objective: Objective, rows: int, batch_size: int) -> None:
+    """Raises ConfigError where the last minibatch of an epoch would hold one row of a loss that compares rows."""
+    if objective.entry.coupled and rows % batch_size == 1:
+        raise ConfigError(
+            f"loss '{objective.entry.name}' compares the rows of a minibatch, and of {rows} rows in minibatches of "
+            f"{batch_size} one is left alone: change algorithm.batch_size or the number of rows."
+        )
+
+
+def objective_loss(models: Models, objective: Objective, scale: float | Tensor, batch: TensorBatch) -> Loss:
+    """The loss of each row with its metrics; `scale` of the implicit reward is one number or one for each run."""
+    kind = KINDS[objective.entry.takes]
+    logps = kind.logps(models, objective, batch)
+    with counted() as held_back:
+        value = objective(logps)
+    metrics = kind.metrics(logps, spread(scale, len(batch)))
+    if held_back:  # the share of examples where a bound kept the loss finite
+        metrics["loss/clamped"] = torch.stack([mask.view(len(value), -1).any(1) for mask in held_back]).any(0).to(value)
+    return Loss(value, torch.ones_like(value) if logps.weight is None else logps.weight, metrics)
+
+
+def check_objective_start(models: Models, objective: Objective, batch: TensorBatch) -> None:
+    """At step 0 the policy is the reference: the log-ratios vanish and the loss is what it is at no change. Where it
+    need not be the loss's reference, it still is the policy that was there before training."""
+    kind = KINDS[objective.entry.takes]
+    if not objective.reads_reference:
+        return
+    if not models.starts_at_reference:
+        batch = kind.at_reference(models, objective, batch, models.initial)
+    with torch.no_grad():
+        found = kind.logps(models, objective, batch)
+    still, log_ratios = kind.at_rest(found)
+    lengths = found.chosen_len if isinstance(found, PairLogps) else found.length
+    require_equal("log policy/ref of an answer", float(log_ratios.abs().max()), 0.0, tolerance(models, lengths))
+    expected, value = objective(still).mean(), objective(found).mean()
+    slack = 1e-3 + 0.05 * (models.policy_dtype == torch.bfloat16)
+    require_equal("the loss", float(value), float(expected), slack * (1 + abs(float(expected))))

@@ -1,0 +1,58 @@
+"""K answers to each prompt, with scores, as their losses see them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from rlpref.losses.inputs import ListLogps
+from rlpref.losses.modifiers import Objective
+from rlpref.models.bundle import Models
+from rlpref.models.reference import Reference
+from rlpref.types import Lists
+
+
+def at_reference(models: Models, objective: Objective, lists: Lists, reference: Reference | None = None) -> Lists:
+    """The lists with the log-probs of the given reference, or of the models' as it is now."""
+    return replace(lists, ref=lists.unflat(models.ref_logps(lists.flat(), reference).sum(1)))
+
+
+def logps(models: Models, objective: Objective, lists: Lists) -> ListLogps:
+    """One pass of the policy over the answers that are there."""
+    policy = lists.unflat(models.policy_logps(lists.flat().trimmed())[0].sum(1))
+    if objective.reads_reference and lists.ref is None:
+        lists = at_reference(models, objective, lists)
+    return ListLogps(
+        logps=policy,
+        ref_logps=lists.ref.to(policy) if objective.reads_reference else torch.zeros_like(policy.detach()),
+        length=lists.answers.lengths,
+        scores=lists.scores.to(policy),
+        present=lists.present,
+        weight=lists.weight,
+    )
+
+
+def metrics(ll: ListLogps, scale: float | Tensor) -> dict[str, Tensor]:
+    """Each [B]: `chosen` is the answer with the highest score, `rejected` the one with the lowest."""
+    rewards = (scale * (ll.logps - ll.ref_logps).detach().T).T
+    best, worst = (
+        rewards.gather(1, places[:, None])[:, 0]
+        for places in (
+            ll.scores.masked_fill(~ll.present, -torch.inf).argmax(1),
+            ll.scores.masked_fill(~ll.present, torch.inf).argmin(1),
+        )
+    )
+    return {
+        "rewards/chosen": best,
+        "rewards/rejected": worst,
+        "rewards/margins": best - worst,
+        "rewards/accuracies": (best > worst).to(best) + 0.5 * (best == worst).to(best),
+        "logps/answers": ll.logps.detach().sum(1) / ll.present.sum(1),
+    }
+
+
+def at_rest(ll: ListLogps) -> tuple[ListLogps, Tensor]:
+    """The same lists where the policy is the reference, and the log-ratios [B, K] that it takes to be there."""
+    return replace(ll, logps=ll.ref_logps), ll.logps - ll.ref_logps

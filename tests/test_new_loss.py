@@ -1,0 +1,89 @@
+"""A new loss is one function: put into a copy of the package it is swept, listed, documented and tested, and nothing
+else is edited."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+import runs
+
+FUNCTION = '''
+
+@register(at_ref="1", shift_invariant=True)
+def made_up(lp: PairLogps, beta: float, steepness: float = 3.0) -> Tensor:
+    """exp(-steepness beta margin), or so. Nobody 2026 (2601.00001), eq. 1."""
+    return bounded_exp(-steepness * beta * margin(lp))
+'''
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory):
+    """The project with one more function."""
+    root = tmp_path_factory.mktemp("copy")
+    for folder in ("rlpref", "conf", "tests"):
+        shutil.copytree(runs.ROOT / folder, root / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(runs.ROOT / "pyproject.toml", root)
+    with open(root / "rlpref" / "losses" / "pairs.py", "a", encoding="utf-8") as file:
+        file.write(FUNCTION)
+    return root
+
+
+def python(copy, *arguments):
+    """A fresh process that sees the copy; `rlpref.conf` is not installed in it, so conf/ is read as a folder."""
+    environment = os.environ | {"PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=copy, env=environment, capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_it_is_swept(copy):
+    sweep = ["-m", "algorithm=dpo,made_up", "beta=0.5", "hydra.sweep.dir=sweep", *runs.TESTBED]
+    said = python(copy, "-m", "rlpref.train", *sweep)
+    assert "made_up-beta0.5-seed0" in said
+    (folder,) = (copy / "sweep").glob("made_up-*")
+    assert runs.status(folder)["status"] == "done"
+    assert "steepness: 3.0" in (folder / "config.yaml").read_text()
+    assert "made_up" in next((copy / "sweep" / "report").glob("*.html")).read_text()
+
+
+@pytest.mark.slow
+def test_it_is_swept_on_fresh_pairs_with_a_modifier(copy):
+    settings = [
+        "algorithm=iterative_dpo",
+        "algorithm/loss=made_up",
+        "algorithm.modifiers.margin=0.1",
+        "algorithm.rounds=2",
+    ]
+    said = python(copy, "-m", "rlpref.train", *runs.TESTBED, *settings, "hydra.run.dir=iterative")
+    assert "exact/reward" in said
+
+
+@pytest.mark.slow
+def test_it_is_listed_and_documented(copy):
+    listing = "from rlpref.catalogue.cli import main; main([]); main(['made_up']); main(['--write', 'docs'])"
+    said = python(copy, "-c", listing)
+    assert "beta, steepness=3.0" in said
+    assert "exp(-steepness beta margin)" in said
+    assert "### made_up" in (copy / "docs" / "losses.md").read_text()
+
+
+@pytest.mark.slow
+def test_it_is_property_tested(copy):
+    said = python(
+        copy, "-m", "pytest", "-v", "tests/losses", "tests/catalogue", "-k", "made_up", "-p", "no:cacheprovider"
+    )
+    assert int(re.search(r"(\d+) passed", said).group(1)) > 20
+
+
+def test_it_is_named_nowhere():
+    """Else the tests above would show nothing."""
+    for folder in ("rlpref", "conf"):
+        for file in (runs.ROOT / folder).rglob("*.*"):
+            assert file.suffix == ".pyc" or "made_up" not in file.read_text(encoding="utf-8")
