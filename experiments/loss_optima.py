@@ -42,7 +42,7 @@ BETA = 0.5
 BETAS = (0.1, 0.25, BETA, 1.0, 2.0)
 HOLE = (1, 2)  # tokens that never follow each other in the pairs of "holes"
 ANSWERS = 3  # in a list
-MAX_ITER = 1000
+MAX_ITER = 2000
 STRICT = 1e-9  # in units of the loss: a minimum rises by more where rejected answers are pushed further down
 FRONTIER_ERROR = 1e-5  # in units of the reward: of `frontier_reward` near a KL of 0
 SAME = 1e-4  # nats: two ends that are nearer are one
@@ -179,7 +179,8 @@ def _elsewhere(end: pd.Series, other: pd.Series) -> str:
     names = ["kl_optimum", "kl_ipo", "reward", "kl"]
     if (end[names] - other[names]).abs().max() < SAME:
         return "the same"
-    place = f"KL {_number(other['kl'])}, reward {_number(other['reward'])}, outside {_number(other['outside'])}"
+    place = f"KL {_number(other['kl'])}, reward {_number(other['reward'])}"
+    place += f", outside {_number(other['outside'])}" if end["pairs"] == "holes" else ""
     return place if other["end"] == end["end"] else f"{other['end']}: {place}"
 
 

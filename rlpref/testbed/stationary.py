@@ -48,7 +48,7 @@ class Bottomless(Exception):
 
 def rest(expected: Expected, start: Tensor, max_iter: int = 2000) -> Rest:
     """Where descent on an expected loss from `start` (conditionals) comes to rest, by the method that its shape needs:
-    L-BFGS where it is smooth; a kink and the fixed point of a stop-gradient are found from where that stops."""
+    L-BFGS where it is smooth, `kinked_argmin` where that stops short, `fixed_point` for a stop-gradient."""
 
     def watched(policy: Tensor) -> Tensor:
         value = expected(policy)
@@ -62,7 +62,7 @@ def rest(expected: Expected, start: Tensor, max_iter: int = 2000) -> Rest:
             return Rest(fixed_point(expected, found.policy), "fixed point")
         if found.gradient <= KINK:
             return Rest(found, "minimum")
-        found = kinked_argmin(watched, found.policy, max_iter)
+        found = kinked_argmin(watched, start, max_iter)  # from where L-BFGS stands it would start on a kink
     except Bottomless as fall:
         value, gradient = _slope(expected, fall.policy.flatten(), start.shape)
         return Rest(Argmin(fall.policy, value, float(gradient.norm())), "unbounded below")
