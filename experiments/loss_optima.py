@@ -13,8 +13,8 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 import torch
@@ -57,8 +57,7 @@ MEASURES = {
 }
 
 
-@dataclass
-class Pairs:
+class Pairs(NamedTuple):
     """A distribution of pairs on a task."""
 
     task: Testbed

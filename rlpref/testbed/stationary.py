@@ -22,6 +22,7 @@ from rlpref.testbed.task import Testbed
 
 Expected = Callable[[Tensor], Tensor]  # conditionals [prompts, inner, vocab] -> a scalar: `population.expected_loss`
 ENOUGH_DESCENT, ENOUGH_SLOPE = 1e-4, 0.5  # the constants of the weak Wolfe conditions
+NUDGE = 1e-3  # of logits
 STEP = 1e-5  # of a numerical derivative
 SETTLED = 1e-11  # in units of the loss: CHECK_EVERY iterations on a kink that lower it by less are the last
 HALVINGS = 60  # of a bracket: below that a step is rounding
@@ -62,13 +63,13 @@ def rest(expected: Expected, start: Tensor, max_iter: int = 2000) -> Rest:
             return Rest(fixed_point(expected, found.policy), "fixed point")
         if found.gradient <= KINK:
             return Rest(found, "minimum")
+        if _jumps(expected, found.policy):
+            return Rest(found, "jump")
         found = kinked_argmin(watched, start, max_iter)  # from where L-BFGS stands it would start on a kink
     except Bottomless as fall:
         value, gradient = _slope(expected, fall.policy.flatten(), start.shape)
         return Rest(Argmin(fall.policy, value, float(gradient.norm())), "unbounded below")
-    if found.gradient <= KINK:
-        return Rest(found, "minimum")
-    return Rest(found, "jump" if _jumps(expected, found.policy) else "kink")
+    return Rest(found, "minimum" if found.gradient <= KINK else "kink")
 
 
 def kinked_argmin(expected: Expected, start: Tensor, max_iter: int = 2000) -> Argmin:
@@ -76,10 +77,12 @@ def kinked_argmin(expected: Expected, start: Tensor, max_iter: int = 2000) -> Ar
     line search, which asks nothing of the slope beyond a kink. Lewis & Overton 2013, "Nonsmooth optimization via
     quasi-Newton methods", algorithm 2.1 and 2.6.
 
-    At a kink the gradient that it reports is that of one side and need not vanish; two starts that end at one value are
-    what tells that it is the minimum.
+    It sets out a step of NUDGE from there: on a kink, as DPOP's at the reference, no slope can be trusted. At a kink
+    the gradient that it reports is that of one side and need not vanish; two starts that end at one value are what
+    tells that it is the minimum.
     """
-    x = start.flatten()
+    generator = torch.Generator().manual_seed(0)
+    x = start.flatten() + NUDGE * torch.randn(start.numel(), generator=generator, dtype=start.dtype)
     inverse = torch.eye(len(x), dtype=x.dtype)  # of the Hessian
     value, gradient = _slope(expected, x, start.shape)
     checked = math.inf

@@ -8,6 +8,8 @@ import pytest
 import runs
 from rlpref.losses import LOSSES
 
+pytestmark = pytest.mark.slow  # twenty seconds
+
 
 @pytest.fixture(scope="module")
 def study():

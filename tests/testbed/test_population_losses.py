@@ -87,7 +87,7 @@ def test_the_soft_label_is_the_preference(task, mu):
 @pytest.mark.parametrize("entry", [e for e in PAIRS if e.coupled], ids=lambda e: e.name)
 def test_a_loss_that_takes_its_minibatch_as_a_whole_is_refused_by_name(task, entry):
     bare = make_loss(entry.name, **defaults(entry))
-    modified = make_objective({"name": entry.name, **defaults(entry)}, PairLogps)
+    modified = make_objective({"name": entry.name, **defaults(entry)}, (PairLogps,))
     for loss in (bare, modified):
         with pytest.raises(ValueError, match=f"'{entry.name}' takes its minibatch as a whole"):
             expected(task, loss, task.ref)
@@ -97,7 +97,7 @@ def test_columns_that_are_not_there_are_named(task):
     truth = preferences.bradley_terry(task)
     with pytest.raises(ValueError, match="chosen_score"):
         population.expected_loss(task, make_loss("rebel", beta=BETA), task.ref, task.ref, truth)
-    confident = make_objective({"name": "dpo", "beta": BETA}, PairLogps, make_modifiers({"wpo": True}))
+    confident = make_objective({"name": "dpo", "beta": BETA}, (PairLogps,), make_modifiers({"wpo": True}))
     with pytest.raises(ValueError, match="chosen_confidence"):
         expected(task, confident, task.ref)
 
@@ -256,7 +256,7 @@ def test_the_robust_loss_undoes_flips_at_their_rate_and_the_conservative_one_doe
 
 
 def test_soft_labels_over_dpo_have_the_same_optimum(task, mu):
-    soft = make_objective({"name": "dpo", "beta": BETA}, PairLogps, make_modifiers({"soft_labels": True}))
+    soft = make_objective({"name": "dpo", "beta": BETA}, (PairLogps,), make_modifiers({"soft_labels": True}))
     assert apart(task, end(task, soft, mu), best_of(task)) < 1e-8
 
 

@@ -50,12 +50,10 @@ def smallest_hinge(task):
 
 
 def test_a_hinge_is_followed_to_the_bottom_of_its_linear_program(task, random_policy):
-    """Where L-BFGS with a strong Wolfe line search stays behind."""
     loss = expected(task, make_loss("hinge", beta=BETA))
     ends = [stationary.kinked_argmin(loss, start) for start in (task.ref, random_policy(task, 3))]
     for found in ends:
         assert found.loss == pytest.approx(smallest_hinge(task), abs=1e-8)
-    assert argmin(loss, task.ref).loss > smallest_hinge(task) + 1e-6
     assert stationary.rest(loss, task.ref).kind == "kink"
 
 
