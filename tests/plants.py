@@ -55,7 +55,7 @@ PLANTS = [
     Plant(
         "stale_reference",
         "after the reference has moved, the loss goes on with the log-probs that were stored before",
-        "algorithms/common.py",
+        "algorithms/objective.py",
         "if not objective.reads_reference or models.rule.moves_within_rounds:",
         "if not objective.reads_reference:",
         "test_reference_runs.py",

@@ -11,13 +11,16 @@ import pytest
 
 import runs
 
-FUNCTION = '''
+NAME = "squared_hinge"
 
-@register(at_ref="1", shift_invariant=True)
-def made_up(lp: PairLogps, beta: float, steepness: float = 3.0) -> Tensor:
-    """exp(-steepness beta margin), or so. Nobody 2026 (2601.00001), eq. 1."""
-    return bounded_exp(-steepness * beta * margin(lp))
-'''
+
+def function() -> str:
+    """The README's example."""
+    (block,) = re.findall(
+        r"```python\n# rlpref/losses/pairs.py\n(.*?)```", (runs.ROOT / "README.md").read_text(), re.DOTALL
+    )
+    assert f"def {NAME}(" in block
+    return f"\n\n{block}"
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +31,7 @@ def copy(tmp_path_factory):
         shutil.copytree(runs.ROOT / folder, root / folder, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(runs.ROOT / "pyproject.toml", root)
     with open(root / "rlpref" / "losses" / "pairs.py", "a", encoding="utf-8") as file:
-        file.write(FUNCTION)
+        file.write(function())
     return root
 
 
@@ -44,20 +47,20 @@ def python(copy, *arguments):
 
 @pytest.mark.slow
 def test_it_is_swept(copy):
-    sweep = ["-m", "algorithm=dpo,made_up", "beta=0.5", "hydra.sweep.dir=sweep", *runs.TESTBED]
+    sweep = ["-m", "algorithm=dpo,squared_hinge", "beta=0.5", "hydra.sweep.dir=sweep", *runs.TESTBED]
     said = python(copy, "-m", "rlpref.train", *sweep)
-    assert "made_up-beta0.5-seed0" in said
-    (folder,) = (copy / "sweep").glob("made_up-*")
+    assert "squared_hinge-beta0.5-seed0" in said
+    (folder,) = (copy / "sweep").glob("squared_hinge-*")
     assert runs.status(folder)["status"] == "done"
-    assert "steepness: 3.0" in (folder / "config.yaml").read_text()
-    assert "made_up" in next((copy / "sweep" / "report").glob("*.html")).read_text()
+    assert "slope: 1.0" in (folder / "config.yaml").read_text()
+    assert "squared_hinge" in next((copy / "sweep" / "report").glob("*.html")).read_text()
 
 
 @pytest.mark.slow
 def test_it_is_swept_on_fresh_pairs_with_a_modifier(copy):
     settings = [
         "algorithm=iterative_dpo",
-        "algorithm/loss=made_up",
+        "algorithm/loss=squared_hinge",
         "algorithm.modifiers.margin=0.1",
         "algorithm.rounds=2",
     ]
@@ -67,17 +70,17 @@ def test_it_is_swept_on_fresh_pairs_with_a_modifier(copy):
 
 @pytest.mark.slow
 def test_it_is_listed_and_documented(copy):
-    listing = "from rlpref.catalogue.cli import main; main([]); main(['made_up']); main(['--write', 'docs'])"
+    listing = "from rlpref.catalogue.cli import main; main([]); main(['squared_hinge']); main(['--write', 'docs'])"
     said = python(copy, "-c", listing)
-    assert "beta, steepness=3.0" in said
-    assert "exp(-steepness beta margin)" in said
-    assert "### made_up" in (copy / "docs" / "losses.md").read_text()
+    assert "beta, slope=1.0" in said
+    assert "slope max(0, 1 - beta * margin)^2" in said
+    assert "### squared_hinge" in (copy / "docs" / "losses.md").read_text()
 
 
 @pytest.mark.slow
 def test_it_is_property_tested(copy):
     rooms = ["tests/losses", "tests/catalogue", "tests/testbed/test_population_losses.py"]
-    said = python(copy, "-m", "pytest", "-v", *rooms, "-k", "made_up", "-p", "no:cacheprovider")
+    said = python(copy, "-m", "pytest", "-v", *rooms, "-k", "squared_hinge", "-p", "no:cacheprovider")
     assert "optimum_is_at_rest" in said
     assert int(re.search(r"(\d+) passed", said).group(1)) > 20
 
@@ -86,4 +89,4 @@ def test_it_is_named_nowhere():
     """Else the tests above would show nothing."""
     for folder in ("rlpref", "conf"):
         for file in (runs.ROOT / folder).rglob("*.*"):
-            assert file.suffix == ".pyc" or "made_up" not in file.read_text(encoding="utf-8")
+            assert file.suffix == ".pyc" or NAME not in file.read_text(encoding="utf-8")

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -153,7 +154,7 @@ def not_a_number_at(step, monkeypatch, seen):
     def poisoned(self, batch):
         if self.at.step == step:
             seen["trainer"], seen["before"] = self, [p.clone() for p in self.models.policy.parameters()]
-            self.algorithm.objective = lambda lp: lp.chosen * float("nan")
+            self.algorithm.objective = replace(self.algorithm.objective, loss=lambda lp: lp.chosen * float("nan"))
         return update(self, batch)
 
     monkeypatch.setattr(Trainer, "_update", poisoned)

@@ -9,7 +9,7 @@ from rlpref.algorithms import on_answers, on_lists, on_pairs
 from rlpref.algorithms.algorithm import Loss
 from rlpref.algorithms.common import require_equal, tolerance
 from rlpref.binding import ConfigError
-from rlpref.losses.bounds import counted
+from rlpref.losses.bounds import counted, rows_held
 from rlpref.losses.inputs import AnswerLogps, ListLogps, PairLogps
 from rlpref.losses.modifiers import Objective
 from rlpref.models.bundle import Models
@@ -62,7 +62,7 @@ def objective_loss(models: Models, objective: Objective, scale: float | Tensor, 
         value = objective(logps)
     metrics = kind.metrics(logps, spread(scale, len(batch)))
     if held_back:  # the share of examples where a bound kept the loss finite
-        metrics["loss/clamped"] = torch.stack([mask.view(len(value), -1).any(1) for mask in held_back]).any(0).to(value)
+        metrics["loss/clamped"] = rows_held(held_back, len(value)).to(value)
     return Loss(value, torch.ones_like(value) if logps.weight is None else logps.weight, metrics)
 
 

@@ -44,3 +44,8 @@ def counted() -> Iterator[list[Tensor]]:
         yield _held.get()
     finally:
         _held.reset(token)
+
+
+def rows_held(masks: list[Tensor], rows: int) -> Tensor:
+    """[rows] whether any bound held something of that row back; one number for the whole minibatch is every row's."""
+    return torch.stack([mask.expand(rows) if mask.dim() == 0 else mask.view(rows, -1).any(1) for mask in masks]).any(0)

@@ -52,13 +52,6 @@ def bt_soft(rp: RewardPairs) -> Tensor:
 
 
 @register(shift_invariant=True)
-def bt_smooth(rp: RewardPairs, label_smoothing: float = 0.1) -> Tensor:
-    """(1 - eps) l(r(w) - r(l)) + eps l(r(l) - r(w)): labels flipped with probability eps = `label_smoothing`. Wang et
-    al. 2024 (2401.06080), label smoothing."""
-    return -(1 - label_smoothing) * logsigmoid(gap(rp)) - label_smoothing * logsigmoid(-gap(rp))
-
-
-@register(shift_invariant=True)
 def bt_lapse(rp: RewardPairs, lapse: float = 0.1) -> Tensor:
     """-log[(1 - eps) sigmoid(r(w) - r(l)) + eps/2]: with probability eps = `lapse` the judge tosses a coin, so that no
     pair can cost more than log 2/eps. Christiano et al. 2017 (1706.03741), section 2.2.3."""
@@ -82,8 +75,8 @@ def eurus(rp: RewardPairs) -> Tensor:
 
 @register
 def reward_mse(rp: RewardPairs) -> Tensor:
-    """[(r(w) - s(w))^2 + (r(l) - s(l))^2] / 2: regression on the data's scores s. Wang et al. 2024 (2406.08673),
-    regression reward models."""
+    """[(r(w) - s(w))^2 + (r(l) - s(l))^2] / 2: regression on the data's scores s. as in the regression reward
+    models of HelpSteer2, Wang et al. 2024 (2406.08673)."""
     return 0.5 * ((rp.chosen - rp.chosen_target) ** 2 + (rp.rejected - rp.rejected_target) ** 2)
 
 

@@ -50,7 +50,7 @@ class Oracle:
 
     def objective(self) -> Objective:
         """Ours. Raises ConfigError where a modifier makes no sense with the loss."""
-        return make_objective(self.loss, LOSSES[self.name].takes, make_modifiers(self.modifiers))
+        return make_objective(self.loss, (LOSSES[self.name].takes,), make_modifiers(self.modifiers))
 
     def value(self, tokens: Tokens) -> Tensor:
         """Our loss times the factor: a scalar."""
