@@ -39,7 +39,7 @@ def plackett_luce(ll: ListLogps, beta: Positive) -> Tensor:
     return ranking_nll(per_row(beta) * log_ratio(ll), ll.scores, ll.present)
 
 
-@register(at_ref="log(k)", shift_invariant=True)
+@register(at_ref="log(k)", shift_invariant=True, kl_optimal=True)
 def infonca(ll: ListLogps, beta: Positive, temperature: Positive = 1.0) -> Tensor:
     """-sum_k p_k log softmax(beta h)_k with p = softmax(scores/temperature). Chen et al. 2024 (2402.05369); the
     temperature is the paper's alpha."""
@@ -58,7 +58,7 @@ def nca_k(ll: ListLogps, beta: Positive, temperature: Positive = 1.0) -> Tensor:
     return every - torch.where(ll.present, p * logsigmoid(rewards), 0.0).sum(1)
 
 
-@register(at_ref="log(k)", shift_invariant=True)
+@register(at_ref="log(k)", shift_invariant=True, kl_optimal=True)
 def s_dpo(ll: ListLogps, beta: Positive) -> Tensor:
     """log(1 + sum over the others of e^(-beta (h_best - h_j))): the best answer against all others at once. Chen et al.
     2024 (2406.09215), as in the authors' code (chenyuxin1999/S-DPO)."""

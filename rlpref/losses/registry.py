@@ -4,10 +4,11 @@ configuration, its page in docs/losses.md and its tests are made from the regist
 from __future__ import annotations
 
 import inspect
+import itertools
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor
@@ -37,7 +38,9 @@ class Entry:
     takes: type[TensorBatch]
     at_ref: str | None = None  # value per example at policy == reference, in hyperparameters and functions of math
     shift_invariant: bool = False  # a constant added to both log-ratios of a pair changes nothing
-    kl_optimal: bool = False  # its minimum over Bradley-Terry pairs is the KL-regularised optimum at its beta
+    # Its minimum is the KL-regularised optimum at its beta, at the defaults of all else: over Bradley-Terry pairs or
+    # Plackett-Luce rankings by the gold rewards, which are the scores where it reads their values.
+    kl_optimal: bool = False
     coupled: bool = False  # the value of an example depends on the others of its minibatch
     linked: bool = False  # it puts a link of its own (an f-divergence) in place of the log-ratio
     nll: bool = False  # it has a likelihood term of its own
@@ -109,6 +112,25 @@ def make_loss(name: str, **settings) -> Bound:
     if not sound:
         raise ConfigError(f"loss '{name}' has no finite value with {describe(settings)}: change one of these.")
     return loss
+
+
+def variants(name: str, beta: float) -> list[dict[str, Any]]:
+    """Hyperparameters to try a loss with: its defaults at that beta (or tau), and every choice of every hyperparameter
+    that has choices; what a choice needs and the defaults leave unset is 0.5."""
+    entry = LOSSES[name]
+    hints = get_type_hints(entry.function)
+    required = {entry.regularisation: beta} if entry.regularisation else {}
+    choices = {key: get_args(hints[key]) for key in entry.hyperparameters if get_origin(hints[key]) is Literal}
+    unset = {key: 0.5 for key, p in entry.hyperparameters.items() if p.default is None}
+    found = []
+    for values in itertools.product(*choices.values()):
+        chosen = required | dict(zip(choices, values))
+        try:
+            make_loss(name, **chosen)
+        except ConfigError:
+            chosen |= unset
+        found.append(chosen)
+    return found
 
 
 def describe(settings: Mapping[str, Any]) -> str:

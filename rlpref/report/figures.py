@@ -41,11 +41,11 @@ def frontier(sweep: Sweep) -> Figure | None:
         columns = min(len(panels), 3)
         rows = -(-len(panels) // columns)
         figure = Figure(figsize=(1.9 + 4.1 * columns, 3.7 * rows), layout="constrained")
-        axes = figure.subplots(rows, columns, squeeze=False).flat
+        axes = list(figure.subplots(rows, columns, squeeze=False).flat)
         for axis, (title, history) in zip(axes, panels):
             _frontier_panel(axis, sweep, history, look)
             axis.set(title=title, xlabel=KL_LABEL, ylabel=REWARD_LABEL)
-        for axis in list(axes)[len(panels) :]:
+        for axis in axes[len(panels) :]:
             axis.set_axis_off()
         extra = [Line2D([], [], color="black", marker="*", ls="", ms=9, label="reference")]
         if sweep.frontier is not None:

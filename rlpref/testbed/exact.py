@@ -39,6 +39,13 @@ def sequence_kl(task: Testbed, p: Tensor, q: Tensor) -> Tensor:
     return _over_prefixes(task, p, p - q)
 
 
+def forward_kls(task: Testbed, policy: Tensor, ref: Tensor) -> Tensor:
+    """[prompts, inner, vocab] sum over the tokens of each answer of KL(ref || policy) of the next token, in nats."""
+    nodes = torch.where(ref > float("-inf"), ref.exp() * (ref - policy), 0.0).sum(-1)
+    before = log_reach(task, nodes[:, :, None].expand_as(ref))  # sums along the answer, whatever is summed
+    return (before + nodes)[:, :, None].expand_as(ref)
+
+
 def entropy(task: Testbed, logps: Tensor) -> Tensor:
     """[prompts] entropy of whole answers in nats."""
     return -_over_prefixes(task, logps, logps)

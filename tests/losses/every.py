@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import inspect
-import itertools
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Literal, get_args, get_origin, get_type_hints
 
 import torch
 
-from rlpref.binding import ConfigError
-from rlpref.losses import LOSSES, make_loss
+from rlpref.losses import LOSSES
 from rlpref.losses.inputs import AnswerLogps, ListLogps, PairLogps, RewardLists, RewardPairs, RolloutLogps
+from rlpref.losses.registry import variants
 
 TRAINED = {  # the columns that carry the gradient
     PairLogps: ("chosen", "rejected", "chosen_kl", "rejected_kl"),
@@ -26,21 +23,8 @@ BETA = 0.3
 
 
 def settings_of(name: str) -> list[dict]:
-    """Hyperparameters to try a loss with: its defaults, and every choice of every hyperparameter that has choices."""
-    entry = LOSSES[name]
-    hints = get_type_hints(entry.function)
-    required = {k: BETA for k, p in entry.hyperparameters.items() if p.default is inspect.Parameter.empty}
-    choices = {k: get_args(hints[k]) for k in entry.hyperparameters if get_origin(hints[k]) is Literal}
-    unset = {k: 0.5 for k, p in entry.hyperparameters.items() if p.default is None}
-    found = []
-    for values in itertools.product(*choices.values()):
-        chosen = required | dict(zip(choices, values))
-        try:
-            make_loss(name, **chosen)
-        except ConfigError:  # a choice that needs a value for what is unset by default
-            chosen |= unset
-        found.append(chosen)
-    return found
+    """Hyperparameters to try a loss with."""
+    return variants(name, BETA)
 
 
 def cases(*takes: type, claim: str | None = None, default_only: bool = False) -> list:

@@ -89,6 +89,13 @@ def test_each_problem_has_its_own_panel_and_curves(tmp_path):
     assert list(curves(sweep)) == ["model lm", "model tabular"]
 
 
+def test_a_place_without_a_problem_stays_empty(tmp_path):
+    """Four problems stand in two rows of three."""
+    for kind in ("lm", "tabular", "tiny", "other"):
+        write_run(tmp_path / kind, "dpo", 0.1, 0, model={"kind": kind})
+    assert [axis.axison for axis in frontier(load(tmp_path)).axes] == [True] * 4 + [False] * 2
+
+
 def test_runs_without_evaluation_still_make_a_page(tmp_path, capsys):
     write_run(tmp_path / "a", "reward_model", 0.1, 0, lambda *_: {"eval/accuracy": 0.6})
     write_run(tmp_path / "b", "sft", 0.1, 0, lambda *_: {})
