@@ -14,7 +14,7 @@ from rlpref.algorithms.common import (
 from rlpref.algorithms.objective import objective_loss, with_reference
 from rlpref.losses.inputs import PairLogps
 from rlpref.losses.modifiers import make_objective
-from rlpref.types import Prompts
+from rlpref.types import Pairs, Prompts
 
 
 def objective(name, **hyperparameters):
@@ -76,6 +76,18 @@ def test_a_pair_with_weight_counts_by_it(task, testbed_models, testbed_data):
     pairs = with_reference(models, dpo, testbed_data(task, models).train)
     pairs.weight = torch.linspace(0, 1, len(pairs))
     assert torch.equal(objective_loss(models, dpo, dpo.scale, pairs).weight, pairs.weight)
+
+
+def test_a_swap_of_chosen_and_rejected_flips_every_sign(task, random_policy, testbed_models, testbed_data):
+    models = testbed_models(task)
+    models.policy.set_conditionals(random_policy(task, 1))
+    dpo = objective("dpo", beta=0.3)
+    pairs = with_reference(models, dpo, testbed_data(task, models).train)
+    other = Pairs(pairs.rejected, pairs.chosen, pairs.ref_rejected, pairs.ref_chosen)
+    right, swapped = (objective_loss(models, dpo, 0.3, each).metrics for each in (pairs, other))
+    torch.testing.assert_close(right["rewards/margins"], -swapped["rewards/margins"])
+    torch.testing.assert_close(right["rewards/accuracies"], 1 - swapped["rewards/accuracies"])
+    torch.testing.assert_close(right["rewards/chosen"], swapped["rewards/rejected"])
 
 
 def test_samples_labels_and_tokens_are_counted(task, testbed_models, testbed_data):

@@ -4,6 +4,7 @@ import torch
 from rlpref.algorithms import make_algorithm
 from rlpref.algorithms.algorithm import Costs, Round
 from rlpref.algorithms.iterative import best_worst, bradley_terry
+from rlpref.binding import ConfigError
 from rlpref.models.reference_rule import reference_rule
 from rlpref.ops.logps import token_logps
 from rlpref.types import cat
@@ -128,3 +129,13 @@ def test_no_round_has_more_rows_than_the_schedule_was_told(laboratory, pairing, 
         assert 0 < len(previous) <= algorithm.examples(data, index)
         if pairing == "bradley_terry":
             assert len(previous) == algorithm.examples(data, index)
+
+
+def test_a_coupled_loss_counts_the_rows_of_all_rounds(laboratory):
+    """Of the pairs of both rounds together none may be left alone, nor is a round's own number of pairs refused."""
+    models, data = laboratory
+    settings = {"loss": {"name": "aot", "beta": 0.5}, "data": "aggregated", "pairing": "bradley_terry", "k": 2}
+    algorithm = iterative(**settings, prompts_per_round=3, batch_size=5)
+    first = algorithm.collect(models, data, round_(0))
+    with pytest.raises(ConfigError, match="of 6 rows in minibatches of 5 one is left alone"):
+        algorithm.collect(models, data, round_(1, first))

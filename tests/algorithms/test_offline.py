@@ -10,7 +10,7 @@ from rlpref.algorithms.objective import with_reference
 from rlpref.binding import ConfigError
 from rlpref.ops.logps import completion_logits, token_logps
 from rlpref.ops.masked import masked_mean
-from rlpref.types import Lists, Sequences
+from rlpref.types import Lists, Sequences, token_counts
 
 
 def test_one_round_over_the_given_pairs_with_the_references_log_probs(task, testbed_models, testbed_data):
@@ -154,3 +154,20 @@ def test_a_coupled_loss_refuses_weights_and_a_row_left_alone(moved):
         collected(offline("aot", beta=0.3), models, weighted)
     with pytest.raises(ConfigError, match=r"'aot' compares the rows of a minibatch.*one is left alone"):
         collected(offline("aot", batch_size=len(data.train) - 1, beta=0.3), models, data)
+
+
+@pytest.mark.parametrize("missing", ["chosen_score", "rejected_score"])
+def test_one_column_of_scores_alone_is_asked_for_by_name_or_not_needed(moved, missing):
+    models, data = moved
+    lacking = replace(data, train=replace(data.train, **{missing: None}))
+    for algorithm in (offline("rebel", beta=0.3), offline("dpo", beta=0.3, modifiers={"score_margin": 0.1})):
+        with pytest.raises(ConfigError, match=f"reads '{missing}', which the data do not have"):
+            collected(algorithm, models, lacking)
+    collected(offline("dpo", beta=0.3), models, lacking)
+
+
+def test_mismatched_answers_that_nobody_reads_cost_nothing(moved):
+    models, data = moved
+    kto, apo = (collected(offline(name, beta=0.3), models, data) for name in ("kto", "apo_zero_unpaired"))
+    assert apo.mismatched is None
+    assert token_counts(kto).sum() > token_counts(apo).sum() == token_counts(data.train).sum()

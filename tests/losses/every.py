@@ -37,8 +37,8 @@ def label(value) -> str:
     return value if isinstance(value, str) else "-".join(f"{k}={v}" for k, v in value.items()) or "defaults"
 
 
-def batch(takes: type, rows: int = 5, seed: int = 0, dtype=torch.float64):
-    """Random rows with every column, log-ratios of the order of 1, lengths that differ."""
+def batch(takes: type, rows: int = 5, seed: int = 0, dtype=torch.float64, tokens: int | None = None):
+    """Random rows with every column, log-ratios of the order of 1, lengths that differ; rollouts of `tokens` tokens."""
     generator = torch.Generator().manual_seed(seed)
 
     def randn(*shape):
@@ -66,8 +66,9 @@ def batch(takes: type, rows: int = 5, seed: int = 0, dtype=torch.float64):
         columns = (ref + randn(rows, 4), ref, lengths(rows, 4), rand(rows, 4))
         return ListLogps(*(torch.where(present, column, 0) for column in columns), present)
     if takes is RolloutLogps:
-        mask = torch.arange(6) < lengths(rows)[:, None]
-        logps, old, advantages, ref = (torch.where(mask, randn(rows, 6) * 0.3, 0.0) for _ in range(4))
+        width = tokens or 6
+        mask = torch.arange(width) < (width if tokens else lengths(rows)[:, None]) * torch.ones(rows, 1)
+        logps, old, advantages, ref = (torch.where(mask, randn(rows, width) * 0.3, 0.0) for _ in range(4))
         return RolloutLogps(logps - 1.0, old - 1.0, advantages, mask, ref - 1.0)
     if takes is RewardPairs:
         return RewardPairs(randn(rows), randn(rows), rand(rows), rand(rows), randn(rows), randn(rows))

@@ -6,8 +6,8 @@ import every
 import pytest
 import torch
 
-from rlpref.losses import LOSSES, make_loss
-from rlpref.losses.bounds import counted
+from rlpref.losses import LOSSES, bounds, make_loss
+from rlpref.losses.bounds import counted, rows_held
 from rlpref.losses.inputs import AnswerLogps, ListLogps, PairLogps, RewardLists, RewardPairs, RolloutLogps
 from rlpref.losses.registry import columns_read
 
@@ -40,8 +40,8 @@ def test_one_finite_value_for_each_example(name, settings):
 
 
 def extremes(takes, nats, length, dtype=torch.float32):
-    """Log-ratios of so many nats either way, and probabilities of nearly 1."""
-    rows = every.batch(takes, rows=6, dtype=dtype)
+    """Log-ratios of so many nats either way, and probabilities of nearly 1; answers of so many tokens."""
+    rows = every.batch(takes, rows=6, dtype=dtype, tokens=length)
     change = torch.tensor([nats, -nats, 0.0, nats, -nats, nats], dtype=dtype)
     columns = dict(rows.items())
     for name, value in columns.items():
@@ -77,12 +77,19 @@ def test_value_and_gradient_are_finite_in_fp32_far_out_and_at_certainty(name, se
 
 
 @pytest.mark.parametrize(("name", "settings"), ALL, ids=every.label)
-def test_what_is_held_back_is_counted(name, settings):
-    """Far out a loss either needs no bound or says how often it held; nearby none holds."""
+def test_what_is_held_back_is_counted(name, settings, monkeypatch):
+    """Nearby no bound holds; far out every row that would not be finite without bounds is counted."""
     loss, takes = make_loss(name, **settings), LOSSES[name].takes
     with counted() as near:
         loss(every.batch(takes))
     assert not any(mask.any() for mask in near), "a bound changes ordinary values"
+    rows = extremes(takes, 4000.0, 1)
+    with counted() as far:
+        loss(rows)
+    monkeypatch.setattr(bounds, "LARGEST_EXPONENT", math.inf)
+    lost = ~loss(rows).isfinite().view(len(rows), -1).all(1)
+    if lost.any():
+        assert (rows_held(far, len(rows)) | ~lost).all(), "a bound that nobody counts"
 
 
 def at_reference(takes, seed=0):
@@ -168,6 +175,7 @@ def test_beta_may_differ_from_row_to_row(name, settings):
 def test_every_loss_says_what_it_is_and_where_it_is_from(name):
     entry = LOSSES[name]
     assert len(entry.formula) > 10
+    assert entry.reduce == "example" or entry.takes is RolloutLogps
     assert entry.papers or any(str(year) in entry.function.__doc__ for year in range(1950, 2030))
     assert entry.takes in every.TRAINED
     assert columns_read(make_loss(name, **every.settings_of(name)[0]), entry.takes) & set(every.TRAINED[entry.takes])

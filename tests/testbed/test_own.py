@@ -101,3 +101,9 @@ def test_it_is_zero_at_the_own_optimum(task, algorithm):
 )
 def test_nothing_where_it_is_the_ordinary_regret_or_unknown(task, algorithm, data):
     assert own_regret(algorithm, data, task, task.ref) is None
+
+
+@pytest.mark.parametrize("modifier", [{"margin": 0.5}, {"nll": {"coef": 1.0, "over": "chosen", "reduce": "token"}}])
+def test_a_modified_loss_has_an_optimum_of_its_own_that_nobody_knows(task, modifier):
+    assert own_regret(IPO | {"modifiers": {"margin": 0.0}}, PAIRS, task, task.ref) is not None
+    assert own_regret(IPO | {"modifiers": modifier}, PAIRS, task, task.ref) is None
