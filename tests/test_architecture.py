@@ -29,7 +29,8 @@ LEVEL = {room: level for level, layer in enumerate(LAYERS) for room in layer}
 ALONE = {"verify": {"binding", "types", "ops", "losses"}}  # rooms beside the building: all that they may import
 # A checkpoint writes as the run folder does.
 BESIDE = {("checkpoint", "logging")}
-BASES = {"Module", "Protocol", "NamedTuple", "TensorBatch", "Callback", "ProgressColumn"}  # and any Exception
+HYDRAS = {"Callback", "ConfigSource", "SearchPathPlugin"}
+BASES = {"Module", "Protocol", "NamedTuple", "TensorBatch", "ProgressColumn"} | HYDRAS  # and any Exception
 ENTRY = PACKAGE / "train.py"
 
 
