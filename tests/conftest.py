@@ -15,7 +15,7 @@ from rlpref.models.tabular import TabularLM
 from rlpref.testbed.task import TestbedScorer, make_testbed
 from rlpref.testbed.tokenizer import testbed_tokenizer
 
-settings.register_profile("same every time", deadline=None, derandomize=True, max_examples=60)
+settings.register_profile("same every time", deadline=None, derandomize=True, max_examples=40)
 settings.load_profile("same every time")
 
 

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import hydra
+import pytest
 from omegaconf import OmegaConf
 
 import rlpref.train  # noqa: F401  (stores the configurations of the losses)
@@ -113,3 +114,8 @@ def _main() -> None:
 
 if __name__ == "__main__":
     _main()
+
+
+def slow_but(cases, fast: list[str]) -> list:
+    """The cases, of which only those named `fast` run in the fast subset."""
+    return [case if case in fast else pytest.param(case, marks=pytest.mark.slow) for case in cases]

@@ -65,6 +65,7 @@ def jobs(folder):
     return sorted(status.parent for status in folder.glob("*/status.json"))
 
 
+@pytest.mark.slow
 def test_a_sweep_ends_well_without_account_or_terminal(sweep):
     said, _, folder = sweep
     assert said.returncode == 0, said.stderr
@@ -74,6 +75,7 @@ def test_a_sweep_ends_well_without_account_or_terminal(sweep):
         assert word not in said.stdout + said.stderr
 
 
+@pytest.mark.slow
 def test_a_sweep_builds_its_report(sweep):
     said, _, folder = sweep
     page = (folder / "report" / "index.html").read_text()
@@ -83,6 +85,7 @@ def test_a_sweep_builds_its_report(sweep):
     assert str(folder / "report" / "index.html") in said.stdout.replace("\n", "")
 
 
+@pytest.mark.slow
 def test_a_sweep_prints_each_run_and_the_table(sweep):
     said, _, folder = sweep
     for job in jobs(folder):
@@ -90,11 +93,13 @@ def test_a_sweep_prints_each_run_and_the_table(sweep):
     assert "regret" in said.stdout
 
 
+@pytest.mark.slow
 def test_run_folders_have_short_speaking_names(sweep):
     names = {job.name.rsplit("-", 1)[0] for job in jobs(sweep[2])}
     assert names == {f"{name}-beta0.5-seed{seed}" for name in ("dpo", "ppo") for seed in (0, 1)}
 
 
+@pytest.mark.slow
 def test_a_sweep_leaves_nothing_in_the_home_but_its_folder(sweep):
     _, home, folder = sweep
     left = {path.name for path in home.iterdir()} - {".cache", ".config", ".triton"}
@@ -102,11 +107,13 @@ def test_a_sweep_leaves_nothing_in_the_home_but_its_folder(sweep):
     assert not (home / ".netrc").exists()
 
 
+@pytest.mark.slow
 def test_each_job_of_a_sweep_is_one_wandb_run(sweep):
     for job in jobs(sweep[2]):
         assert len(list(job.glob("wandb/offline-run-*/*.wandb"))) == 1
 
 
+@pytest.mark.slow
 def test_the_last_job_of_a_sweep_is_what_it_is_alone(sweep, tmp_path):
     last = next(job for job in jobs(sweep[2]) if job.name.startswith("ppo-beta0.5-seed1"))
     runs.run(tmp_path, *SMALL, "logger.mode=disabled", "algorithm=ppo", "seed=1")
@@ -114,6 +121,7 @@ def test_the_last_job_of_a_sweep_is_what_it_is_alone(sweep, tmp_path):
     assert runs.weights(tmp_path) == runs.weights(last)
 
 
+@pytest.mark.slow
 def test_the_same_sweep_again_runs_nothing_again(sweep, command, monkeypatch):
     folder = sweep[2]
     before = {job.name: (job / "metrics.jsonl").stat().st_mtime_ns for job in jobs(folder)}
@@ -224,6 +232,7 @@ def test_a_report_that_cannot_be_built_is_a_failure(command, tmp_path, monkeypat
     assert "no figure today" in said
 
 
+@pytest.mark.slow
 def test_the_report_command_rebuilds_the_page(sweep):
     _, home, folder = sweep
     (folder / "report" / "index.html").unlink()
@@ -232,6 +241,7 @@ def test_the_report_command_rebuilds_the_page(sweep):
     assert (folder / "report" / "index.html").exists()
 
 
+@pytest.mark.slow
 def test_replicas_leave_the_folders_of_runs_with_those_seeds(command, tmp_path):
     """As one job, in a sweep beside another beta, and as plain runs: the same folders, and the same numbers in them."""
     quiet = [*SMALL, "logger.mode=disabled", "algorithm=dpo"]
@@ -254,6 +264,7 @@ def test_replicas_leave_the_folders_of_runs_with_those_seeds(command, tmp_path):
     assert cards == [4, 4]
 
 
+@pytest.mark.slow
 def test_a_model_without_a_replica_axis_trains_its_replicas_one_by_one(command, tmp_path):
     tiny = [*SMALL, "logger.mode=disabled", "model=tiny", "model.pretrain_steps=1", "budget.offline.epochs=1"]
     code, _, err = command("replicas=2", *tiny, f"hydra.run.dir={tmp_path}/run")

@@ -98,6 +98,7 @@ def test_right_after_a_sync_the_margins_are_those_of_no_change(tmp_path):
     assert [step for step, margin in margins.items() if abs(margin) < 1e-6] == [1, 5, 9]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "moves"),
     [(["reference=sync", "reference.every=100"], 1.0), (["reference=ema", "reference.every=100"], 0.6)],

@@ -74,7 +74,7 @@ def assert_same_run(found, expected):
         assert (found / log).read_text() == (expected / log).read_text()
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", runs.slow_but(CASES, ["dpo", "ppo"]))
 def test_each_replica_is_the_run_that_it_would_have_been_alone(case, tmp_path, reward_model):
     overrides = variants(case, reward_model)
     together = jobs(tmp_path / "together", overrides)
@@ -137,7 +137,10 @@ def test_pairs_that_ties_leave_uneven_are_trained_one_by_one(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("side", ["together", "alone"])
-@pytest.mark.parametrize("case", ["dpo", "ppo", "iterative_previous_aggregated", "dpo_sync"])
+@pytest.mark.parametrize(
+    "case",
+    runs.slow_but(["dpo", "ppo", "iterative_previous_aggregated", "dpo_sync"], ["iterative_previous_aggregated"]),
+)
 def test_interrupted_replicas_go_on_together_or_alone(case, side, tmp_path, monkeypatch):
     overrides = [[*one, "training.checkpoint_every=3"] for one in variants(case)]
     update = Trainer._update

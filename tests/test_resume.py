@@ -63,7 +63,7 @@ def same(first, second):
 
 
 @pytest.mark.parametrize("step", [2, 4, 6])  # before the first checkpoint, right after it, later
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", runs.slow_but(CASES, ["dpo", "ppo"]))
 def test_resumed_equals_uninterrupted(case, step, uninterrupted, tmp_path, monkeypatch):
     settings = [*runs.TESTBED, EVERY, *CASES[case]]
     with monkeypatch.context() as patch:

@@ -105,6 +105,7 @@ def truth(task, policy, ref):
     return values | {"win_rate": exact_win_rate(task, policy, ref)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=NAMES, indirect=True)
 def test_the_evaluator_samples_the_truth(case):
     evaluator, task, policy, ref = case
@@ -157,6 +158,7 @@ def moments(logps, values):
     return mean, (p * values**2).sum(1) - mean**2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=NAMES, indirect=True)
 def test_the_kl_estimators_have_their_exact_means(case):
     """k1, k2, k3 of whole answers and summed over tokens. k1 and k3 mean the KL; k2 means what it means."""
