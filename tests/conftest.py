@@ -17,6 +17,7 @@ from rlpref.testbed.tokenizer import testbed_tokenizer
 
 settings.register_profile("same every time", deadline=None, derandomize=True, max_examples=40)
 settings.load_profile("same every time")
+torch.set_num_threads(1)  # while tests are collected, too: losses are probed then
 
 
 @pytest.fixture(autouse=True)

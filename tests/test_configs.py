@@ -202,7 +202,7 @@ def two_steps(overrides, places, folder):
     return runs.metrics(folder)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", runs.slow_but(CASES, list(M)))
 def test_two_steps_of_each_configuration(case, places, tmp_path):
     needed = {"stories jsonl": [TINYSTORIES], "stories hh": [TINYSTORIES, HH]}.get(case, [])
     for path in needed:
