@@ -169,7 +169,9 @@ def _refuse_unread(config: dict, overridden: tuple[str, ...]) -> None:
     """A key set by hand that this run does not read is refused, not ignored."""
     name, kind = config["algorithm"].get("name"), config["model"].get("kind")
     if "beta" in overridden and not reads_beta(config["algorithm"]):
-        raise ConfigError(f"algorithm '{name}' does not use 'beta'.")
+        loss = config["algorithm"].get("loss") or {}
+        own = " Its loss has a beta of its own: algorithm.loss.beta." if "beta" in loss else ""
+        raise ConfigError(f"algorithm '{name}' does not use 'beta', the weight of a KL.{own}")
     if "data.test_fraction" in overridden and config["data"].get("source") == "testbed":
         raise ConfigError("data source 'testbed' does not use 'test_fraction': set data.test_pairs.")
     unread = [key for key in overridden if key.startswith("testbed.")]

@@ -47,7 +47,7 @@ def _algorithm(loss: Signature) -> dict:
     parts = [{"loss": loss.name}, *([{"modifiers": "none"}] if loss.takes == "PairLogps" else [])]
     return {
         "defaults": [*parts, "_self_"],
-        "name": loss.name,
+        "name": "${.loss.name}",
         "kind": "offline",
         "epochs": "${budget.offline.epochs}",
         "batch_size": "${budget.batch_size}",

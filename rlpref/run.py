@@ -17,6 +17,7 @@ import torch
 import yaml
 
 from rlpref import checkpoint
+from rlpref.algorithms.fit import check_rows
 from rlpref.binding import ConfigError
 from rlpref.build import Parts, build
 from rlpref.check import Checked, check, reads_beta
@@ -190,6 +191,7 @@ def _assemble(job: Ready, replicas: int) -> tuple[Run, dict]:
     config, checked, folder = job.config, job.checked, job.folder
     torch.manual_seed(config["seed"])
     parts = build(config, checked)
+    check_rows(checked.algorithm, parts.data.train)
     beta = config["beta"] if reads_beta(config["algorithm"]) else None
     fixed = config["reference"]["kind"] == "initial"  # a closed form of the own optimum is known for no other
     own = partial(own_regret, config["algorithm"], config["data"]) if fixed else lambda task, ref: None

@@ -339,3 +339,8 @@ def test_no_key_is_written_that_the_defaults_do_not_resolve():
     with hydra.initialize_config_dir(str(runs.CONF), version_base="1.3"):
         config = hydra.compose("train")
     assert OmegaConf.missing_keys(config) == set()
+
+
+def test_a_run_is_named_after_the_loss_that_it_trains():
+    assert runs.compose("algorithm=dpo", "algorithm/loss=ipo")[0]["algorithm"]["name"] == "ipo"
+    assert runs.compose("algorithm=iterative_dpo", "algorithm/loss=hinge")[0]["algorithm"]["name"] == "iterative_hinge"

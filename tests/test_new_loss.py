@@ -80,7 +80,7 @@ def test_it_is_listed_and_documented(copy):
 @pytest.mark.slow
 def test_it_is_property_tested(copy):
     rooms = ["tests/losses", "tests/catalogue", "tests/testbed/test_population_losses.py"]
-    said = python(copy, "-m", "pytest", "-v", *rooms, "-k", "squared_hinge", "-p", "no:cacheprovider")
+    said = python(copy, "-m", "pytest", "-vv", *rooms, "-k", "squared_hinge", "-p", "no:cacheprovider")
     assert "optimum_is_at_rest" in said
     assert int(re.search(r"(\d+) passed", said).group(1)) > 20
 

@@ -17,7 +17,7 @@ REFUSED = [  # overrides, what the message says
     (["+algorithm.loss.bta=1"], "'bta'.*Did you mean 'beta'"),
     (["algorithm=ipo", "+algorithm.loss.beta=1"], "loss 'ipo' does not use 'beta'"),
     (["algorithm=dpo", "data.kind=unpaired"], "loss 'dpo' takes data of kind 'pairs', not 'unpaired'"),
-    (["algorithm=dpo", "data.kind=kwise", "data.k=3"], "not 'kwise': choose data.pairs_by"),
+    (["algorithm=dpo", "data.kind=kwise", "data.k=3"], "not 'kwise': set data.pairs_by"),
     (["algorithm=plackett_luce"], "loss 'plackett_luce' takes data of kind 'kwise', not 'pairs'"),
     (
         ["algorithm=kto", "data.kind=kwise", "data.k=3"],
@@ -31,7 +31,7 @@ REFUSED = [  # overrides, what the message says
     (["algorithm=simpo", "+algorithm.loss.gama=1"], "loss 'simpo' does not use 'gama'. Did you mean 'gamma'"),
     (["algorithm=robust", "algorithm.loss.label_smoothing=0.5"], "loss 'robust' has no finite value"),
     (["algorithm=robust", "algorithm.loss.label_smoothing=0.7"], "'label_smoothing' must be from 0 to 0.5"),
-    (["algorithm=f_dpo", "algorithm.loss.alpha=0.5"], "loss 'f_dpo': divergence 'forward_kl' with alpha=0.5"),
+    (["algorithm=f_dpo", "algorithm.loss.alpha=0.5"], "loss 'f_dpo': divergence 'forward_kl' does not use 'alpha'"),
     (
         ["algorithm=simpo", "algorithm.modifiers.divergence=js"],
         "modifier 'divergence'.*'simpo', which reads no reference",

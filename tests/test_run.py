@@ -279,3 +279,12 @@ def test_the_data_of_all_replicas_are_kept_for_the_next_method(monkeypatch):
     ask(5)
     ask(0)
     assert made == [0, 1, 2, 3, 4, 5, 0]
+
+
+def test_rows_that_the_loss_cannot_use_are_refused_before_anything_is_evaluated(tmp_path, monkeypatch):
+    monkeypatch.setattr(Trainer, "_evaluate", lambda *_: pytest.fail("the policy was evaluated"))
+    unscored = lambda *arguments: None  # noqa: E731
+    monkeypatch.setattr("rlpref.data.encode._if_all", unscored)
+    for algorithm in (["algorithm=rebel"], ["algorithm=reward_model", "algorithm/loss=bt_margin"]):
+        with pytest.raises(ConfigError, match=r"reads '\w+', which the data do not have: give every row"):
+            runs.run(tmp_path / algorithm[0], *runs.TESTBED, *algorithm)

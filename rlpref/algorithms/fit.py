@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import torch
+
 from rlpref.algorithms.algorithm import Algorithm
+from rlpref.algorithms.objective import require_columns
+from rlpref.algorithms.reward_model import reward_pairs
 from rlpref.binding import ConfigError
-from rlpref.losses.inputs import AnswerLogps, ListLogps, PairLogps
+from rlpref.losses.inputs import AnswerLogps, ListLogps, PairLogps, RewardPairs
 from rlpref.models.reference_rule import ReferenceRule
+from rlpref.types import TensorBatch
 
 
 def check_rule(rule: ReferenceRule, algorithm: Algorithm, kind: str, name: str) -> None:
@@ -44,9 +49,12 @@ def check_form(algorithm: Algorithm, kind: str, name: str, form: str) -> None:
     if takes is None or form in takes:
         return
     who = f"loss '{algorithm.objective.entry.name}'" if kind == "offline" else f"algorithm '{name}'"
-    mend = "choose data.pairs_by to form pairs" if form == "kwise" and "pairs" in takes else "choose another data.kind"
+    if form == "kwise" and "pairs" in takes:
+        mend = "set data.pairs_by to form pairs"
+    else:
+        mend = f"set data.kind={takes[0]}" + (" data.pairs_by=null" if takes == ("kwise",) else "")
     kinds = " or ".join(map(repr, takes))
-    raise ConfigError(f"{who} takes data of kind {kinds}, not '{form}': {mend} or another loss.")
+    raise ConfigError(f"{who} takes data of kind {kinds}, not '{form}': {mend}, or choose another loss.")
 
 
 def check_minibatch(algorithm: Algorithm, micro_batch_size: int) -> None:
@@ -62,3 +70,15 @@ def check_minibatch(algorithm: Algorithm, micro_batch_size: int) -> None:
         )
     if rows < 2:
         raise ConfigError(f"loss '{name}' compares the rows of a minibatch: algorithm.batch_size must be above 1.")
+
+
+def check_rows(algorithm: Algorithm, rows: TensorBatch) -> None:
+    """Raises ConfigError for rows, read and tokenised, that the algorithm's loss cannot use: before anything is
+    evaluated. Rows that an algorithm makes it checks itself."""
+    objective = getattr(algorithm, "objective", None)
+    if objective is None or algorithm.needs_reward:
+        return
+    if objective.entry.takes is RewardPairs:
+        unscored = torch.zeros(len(rows))
+        rows = reward_pairs(rows, unscored, unscored)
+    require_columns(objective, rows)

@@ -44,7 +44,8 @@ def require_columns(objective: Objective, batch: TensorBatch) -> None:
             raise ConfigError(f"{who} reads '{column}', which the data do not have: {mend}, or choose another.")
     if objective.entry.coupled and batch.weight is not None:
         name = objective.entry.name
-        raise ConfigError(f"loss '{name}' takes its minibatch as a whole: the data must have no weights.")
+        mend = "Remove it, or choose another loss."
+        raise ConfigError(f"loss '{name}' takes its minibatch as a whole: the data may have no 'weight'. {mend}")
 
 
 def require_no_lone_row(objective: Objective, rows: int, batch_size: int) -> None:

@@ -38,15 +38,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+NARROW = (0, 3, 4, 6)  # columns that fit into 80 characters
+
+
 def _print_table(header: list[str], rows: list[list[str]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    drawn = Table(*header, box=None, header_style="bold", pad_edge=False)
-    for row in rows:
-        drawn.add_row(*row)
-    console = Console(soft_wrap=False)
+    console = Console()
     if not console.is_terminal:  # a pipe has no width: one loss a line
         console = Console(width=max(sum(map(len, row)) for row in rows) + 60)
+    shown = range(len(header)) if console.width >= 160 else NARROW
+    drawn = Table(*(header[column] for column in shown), box=None, header_style="bold", pad_edge=False)
+    for row in rows:
+        drawn.add_row(*(row[column] for column in shown))
     console.print(drawn)
     console.print(f"{len(rows)} losses; rlpref-losses NAME shows one in full.")

@@ -131,7 +131,14 @@ def page() -> str:
         story = _unindented(sys.modules[members[0].function.__module__].__doc__ or "")
         picture = f"![Shapes of the losses in this family](losses/{module(members[0])}.png)"
         parts += [f"## {name[0].upper()}{name[1:]}", story, picture, *map(details, members)]
-    parts += ["## Modifiers", MODIFIERS_HEAD, modifier_table(), "Two of them together:", apart_table()]
+    parts += [
+        "## Modifiers",
+        MODIFIERS_HEAD,
+        _unindented(Modifiers.__doc__),
+        modifier_table(),
+        "Two of them together:",
+        apart_table(),
+    ]
     return "\n\n".join(parts) + "\n"
 
 
@@ -143,7 +150,7 @@ def modifier_table() -> str:
         if entry.takes is PairLogps:
             loss = make_loss(entry.name, **default_settings(entry))
             found = [refusal(entry, loss, name) for name in MODIFIERS]
-            reasons += [reason for reason in found if reason and reason not in reasons]
+            reasons += [reason for reason in dict.fromkeys(found) if reason and reason not in reasons]
             rows.append([entry.name, *("yes" if r is None else f"no ({reasons.index(r) + 1})" for r in found)])
     notes = "\n".join(f"{number}. the loss {reason}" for number, reason in enumerate(reasons, 1))
     return f"{markdown(rows, ['loss', *MODIFIERS])}\n\n{notes}"
@@ -162,7 +169,13 @@ losses on fresh pairs, too: `rlpref algorithm=iterative_dpo algorithm/loss=NAME`
 the run's `beta`. In the pictures the black line is the loss; blue and orange (right axis) are how hard its gradient
 pushes the better answer up and the worse one down, per nat, as the margin between them grows (beta 0.5 where the loss
 has no default). Of single answers the picture has the desirable one, of policy gradients an answer of one token with
-advantage 1, over log pi/ref and log pi/old."""
+advantage 1, over log pi/ref and log pi/old.
+
+In the table `data` is what a loss takes; one of single answers takes a pair as two. `optimum` says whether its
+minimum over all policies is the KL-regularised one at the run's beta; where all others go is in
+experiments/README.md (`loss_optima`). `minibatch` is how a minibatch may be cut ("as a whole": not at all), and for
+policy gradients how tokens are averaged. Of these PPO trains `ppo_clip` and REINFORCE `reinforce`; no algorithm
+asks for the others yet, nor for `reward lists`."""
 MODIFIERS_HEAD = """`algorithm.modifiers.NAME=...` lays these over any pair loss where the table says yes; anything else
 is refused by name before a model is loaded. Per-example weights of the data (`weight`) go with every loss that does not
 take its minibatch as a whole."""

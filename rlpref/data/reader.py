@@ -56,7 +56,7 @@ def gather_rows(
         rows.append(row)
     report = "\n".join([*problems[:SHOWN], *([f"and {len(problems) - SHOWN} more"] * (len(problems) > SHOWN))])
     if problems and (bad_rows == "error" or not rows):
-        raise ConfigError(f"{len(problems)} bad rows (bad_rows=skip leaves them out):\n{report}")
+        raise ConfigError(f"{len(problems)} bad rows (data.bad_rows=skip leaves them out):\n{report}")
     if problems:
         log.warning("left out %d bad rows:\n%s", len(problems), report)
     if not rows:

@@ -83,7 +83,8 @@ def f_dpo(
     belongs to the alpha-divergence alone. Wang et al. 2023 (2309.16240), as in the authors' code
     (alecwangcq/f-divergence-dpo)."""
     if (divergence == "alpha") != (alpha is not None):
-        raise ConfigError(f"loss 'f_dpo': divergence '{divergence}' with alpha={alpha}; alpha is for 'alpha' alone.")
+        wants = "needs a value for" if divergence == "alpha" else "does not use"
+        raise ConfigError(f"loss 'f_dpo': divergence '{divergence}' {wants} 'alpha' (algorithm.loss.alpha).")
     chosen, rejected = log_ratios(lp)
     return -logsigmoid(beta * (link(chosen, divergence, alpha) - link(rejected, divergence, alpha)))
 

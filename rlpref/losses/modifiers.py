@@ -43,16 +43,29 @@ class NLL:
 
 @dataclass(frozen=True)
 class Modifiers:
-    """Each is off at its default."""
+    """Each is off at its default.
 
-    length_normalize: bool = False  # every log-prob, the reference's too, per token of its answer
-    divergence: Literal["forward_kl", "js", "alpha"] | None = None  # f-DPO's link in place of the log-ratio
+    - `length_normalize`: every log-prob, the reference's too, per token of its answer
+    - `divergence`: `forward_kl`, `js` or `alpha`, f-DPO's link in place of the log-ratio (Wang et al. 2023,
+      2309.16240); `divergence_alpha`, above 0 and at most 1, belongs to `alpha`
+    - `margin`: nats taken off the margin
+    - `score_margin`: nats taken off the margin per unit of score difference
+    - `soft_labels`: p loss(w, l) + (1 - p) loss(l, w) with the data's `soft_label` p
+    - `wpo`: times the policy's confidence in both answers (Zhou et al. 2024, 2406.11827, eq. 2; the cap at 1 of the
+      authors' code is left out, as in TRL)
+    - `ld_alpha`: weight of the tokens beyond the shorter answer's length (LD-DPO, Liu et al. 2024, 2409.06411)
+    - `nll`: `coef` times the negative log-likelihood of the answers `over` `chosen` or `both`, `reduce`d to the
+      mean over an answer's `token`s or summed over its `sequence`; it is not weighted by `wpo`
+    """
+
+    length_normalize: bool = False
+    divergence: Literal["forward_kl", "js", "alpha"] | None = None
     divergence_alpha: float | None = None
-    margin: float = 0.0  # nats taken off the margin
-    score_margin: float = 0.0  # nats taken off it per unit of score difference
-    soft_labels: bool = False  # p loss(w, l) + (1 - p) loss(l, w) with the data's soft label p
-    wpo: bool = False  # times the policy's confidence in both answers. Zhou et al. 2024 (2406.11827), eq. 2
-    ld_alpha: float = 1.0  # weight of tokens beyond the shorter answer's length. Liu et al. 2024 (2409.06411)
+    margin: float = 0.0
+    score_margin: float = 0.0
+    soft_labels: bool = False
+    wpo: bool = False
+    ld_alpha: float = 1.0
     nll: NLL = NLL()
 
     @property

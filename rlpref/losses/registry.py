@@ -85,8 +85,11 @@ def register(function: Callable[..., Tensor] | None = None, **claims):
     all others default to the paper's value. `claims` are fields of Entry."""
     if function is None:
         return lambda function: register(function, **claims)
-    if function.__name__ in LOSSES:
+    before = LOSSES.get(function.__name__)
+    if before and not before.function.__module__ == function.__module__ == "__main__":  # a notebook's cell runs again
         raise ValueError(f"a loss named '{function.__name__}' is registered already")
+    if not function.__doc__:
+        raise ValueError(f"loss '{function.__name__}' needs a docstring: its formula, then its paper")
     takes = next(iter(get_type_hints(function).values()))
     LOSSES[function.__name__] = Entry(function, takes, **claims)
     return function

@@ -75,9 +75,11 @@ class Models:
         return token_forward_kl(logits, ref_logits, first, sequences)
 
     def ref_logps(self, sequences: Sequences, reference: Reference | None = None) -> Tensor:
-        """[B, T] log-probs of the reference, no gradient, in chunks."""
+        """[B, T] log-probs of the reference, no gradient, in chunks; an answer that comes again is read once."""
+        rows, again = distinct(sequences)
         with (reference or self.ref).active() as model:
-            return in_chunks(lambda part: token_logps(model, part, self.temperature)[0], sequences, self.chunk)
+            found = in_chunks(lambda part: token_logps(model, part, self.temperature)[0], rows, self.chunk)
+        return found[again]
 
     def compare_with_initial(self, sequences: Sequences) -> Comparison:
         """The policy beside the reference it started from, no gradient, in chunks."""
@@ -96,3 +98,13 @@ def in_chunks(function: Callable, batch: TensorBatch, rows: int):
     """`function` over at most `rows` rows at a time, results under each other. No gradient is kept."""
     parts = [function(batch[start : start + rows]) for start in range(0, len(batch), rows)]
     return cat(parts) if isinstance(parts[0], TensorBatch) else torch.cat(parts)
+
+
+def distinct(sequences: Sequences) -> tuple[Sequences, Tensor]:
+    """Each different row once, and for every row [B] where it stands among them. Pairs repeat answers: those formed
+    from lists of K answers up to K - 1 times, those of the testbed thousands of times."""
+    marks = sequences.attention_mask.long() + sequences.mask.long()
+    _, again = torch.unique(torch.cat([sequences.ids, marks], 1), dim=0, return_inverse=True)
+    rows = torch.arange(len(sequences), device=again.device)
+    first = rows.new_full((int(again.max()) + 1,), len(sequences)).scatter_reduce(0, again, rows, "amin")
+    return sequences[first], again

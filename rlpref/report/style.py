@@ -26,21 +26,21 @@ RC = {
     "savefig.dpi": 200,
     "pdf.fonttype": 42,
 }
-# Okabe & Ito 2008, without yellow (too light for a line) and black (the frontier).
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+# Okabe & Ito 2008, without yellow (too light for a line) and black (the frontier); then four of Tol's muted colours.
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#882255", "#999933", "#332288", "#777777")
 LINES = ("-", "--", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "h")
 FIRST = ("dpo", "ipo", "iterative_dpo", "ppo", "sft", "reward_model", "reinforce")
 
 
 def method_styles(methods: Sequence[str]) -> dict[str, tuple[str, str]]:
-    """method -> (colour, marker). The methods of FIRST look alike in every report."""
-    order = [*FIRST, *sorted(method for method in methods if method not in FIRST)]
-    places = {method: index for index, method in enumerate(order)}
-    return {
-        method: (PALETTE[places[method] % len(PALETTE)], MARKERS[places[method] % len(MARKERS)])
-        for method in sorted(methods, key=places.__getitem__)
-    }
+    """method -> (colour, marker). The methods of FIRST look alike in every report; others take what these leave."""
+    known = [method for method in FIRST if method in methods]
+    looks = list(zip(PALETTE, MARKERS))
+    styles = {method: looks[FIRST.index(method)] for method in known}
+    left = [look for look in looks if look not in styles.values()] or looks
+    others = sorted(method for method in methods if method not in FIRST)
+    return styles | {method: left[index % len(left)] for index, method in enumerate(others)}
 
 
 def shade(colour: str, index: int, count: int) -> tuple[float, float, float]:

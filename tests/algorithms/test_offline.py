@@ -150,7 +150,7 @@ def test_a_column_that_the_data_lack_is_asked_for_by_name(moved, column, loss, m
 def test_a_coupled_loss_refuses_weights_and_a_row_left_alone(moved):
     models, data = moved
     weighted = replace(data, train=replace(data.train, weight=torch.ones(len(data.train))))
-    with pytest.raises(ConfigError, match="'aot' takes its minibatch as a whole: the data must have no weights"):
+    with pytest.raises(ConfigError, match="'aot' takes its minibatch as a whole: the data may have no 'weight'"):
         collected(offline("aot", beta=0.3), models, weighted)
     with pytest.raises(ConfigError, match=r"'aot' compares the rows of a minibatch.*one is left alone"):
         collected(offline("aot", batch_size=len(data.train) - 1, beta=0.3), models, data)

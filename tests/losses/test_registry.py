@@ -7,7 +7,7 @@ from torch import Tensor
 
 from rlpref import loss_configs
 from rlpref.binding import ConfigError
-from rlpref.losses import LOSSES, make_loss, register
+from rlpref.losses import LOSSES, make_loss, register, registry
 from rlpref.losses.inputs import AnswerLogps, ListLogps, PairLogps
 from rlpref.losses.registry import columns_read
 
@@ -93,3 +93,22 @@ def test_a_number_out_of_its_range_is_refused_by_name(name, settings, message):
 def test_no_generated_configuration_hides_behind_a_file():
     written = {path.stem for path in (Path(__file__).parents[2] / "conf" / "algorithm").glob("*.yaml")}
     assert not written & {option for group, option, _ in loss_configs.configs() if group == "algorithm"}
+
+
+def test_a_cell_of_a_notebook_may_run_again_and_needs_a_docstring(monkeypatch):
+    monkeypatch.setattr(registry, "LOSSES", dict(LOSSES))
+
+    def cell(scale):
+        def once_more(lp: PairLogps) -> Tensor:
+            return scale * lp.chosen
+
+        once_more.__module__ = "__main__"
+        return once_more
+
+    with pytest.raises(ValueError, match="'once_more' needs a docstring: its formula, then its paper"):
+        register(cell(1.0))
+    for scale in (1.0, 2.0):
+        function = cell(scale)
+        function.__doc__ = "scale w. Nobody 2026."
+        register(function)
+    assert registry.LOSSES["once_more"].function is function

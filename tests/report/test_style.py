@@ -1,0 +1,18 @@
+from rlpref.report.style import FIRST, MARKERS, PALETTE, method_styles
+
+
+def test_a_known_method_looks_alike_in_every_report():
+    alone, among = method_styles(["ppo", "dpo"]), method_styles(["simpo", "ppo", "kto", "dpo"])
+    assert {method: among[method] for method in alone} == alone
+
+
+def test_ten_methods_have_ten_colours_and_ten_markers():
+    methods = ["simpo", "dpo", "kto", "orpo", "ppo", "hinge", "rebel", "sppo", "exo", "nca"]
+    styles = method_styles(methods)
+    assert {colour for colour, _ in styles.values()} == set(PALETTE)
+    assert {marker for _, marker in styles.values()} == set(MARKERS)
+
+
+def test_there_is_a_look_for_any_number_of_methods():
+    methods = [*FIRST, *(f"method {index}" for index in range(40))]
+    assert method_styles(methods).keys() == set(methods)
