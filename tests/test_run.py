@@ -283,6 +283,7 @@ def test_the_data_of_all_replicas_are_kept_for_the_next_method(monkeypatch):
 
 def test_rows_that_the_loss_cannot_use_are_refused_before_anything_is_evaluated(tmp_path, monkeypatch):
     monkeypatch.setattr(Trainer, "_evaluate", lambda *_: pytest.fail("the policy was evaluated"))
+    monkeypatch.setattr("rlpref.build.LAST_DATA", {})
     unscored = lambda *arguments: None  # noqa: E731
     monkeypatch.setattr("rlpref.data.encode._if_all", unscored)
     for algorithm in (["algorithm=rebel"], ["algorithm=reward_model", "algorithm/loss=bt_margin"]):
