@@ -22,7 +22,8 @@ def kto(
     al: AnswerLogps, beta: Positive, desirable_weight: NotNegative = 1.0, undesirable_weight: NotNegative = 1.0
 ) -> Tensor:
     """lambda [1 - sigmoid(+-beta (h - z))] with z = max(0, mean of h on prompts with another prompt's completion),
-    without gradient, and lambda the weight of the answer's label. Ethayarajh et al. 2024 (2402.01306)."""
+    without gradient, and lambda the weight of the answer's label. Ethayarajh et al. 2024 (2402.01306). Where that
+    mean stays below 0, as it may early on, it is `apo_zero_unpaired`."""
     z = al.mismatched.detach().mean().clamp(min=0)
     desirable = al.label.to(al.logps)
     weight = desirable * desirable_weight + (1 - desirable) * undesirable_weight
