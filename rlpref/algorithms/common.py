@@ -14,6 +14,21 @@ from rlpref.rollout.sampler import ends_with_eos, sample
 from rlpref.types import Prompts, Rollouts, Samples, Sequences
 
 
+def reward_metrics(chosen: Tensor, rejected: Tensor) -> dict[str, Tensor]:
+    """What every method that compares two answers logs of their rewards, each [B]; a tie is half right."""
+    return {
+        "rewards/chosen": chosen,
+        "rewards/rejected": rejected,
+        "rewards/margins": chosen - rejected,
+        "rewards/accuracies": above(chosen, rejected),
+    }
+
+
+def above(one: Tensor, other: Tensor | float) -> Tensor:
+    """[B] 1 where the one is larger, 1/2 where they tie, else 0."""
+    return (one > other).to(one) + 0.5 * (one == other).to(one)
+
+
 def tolerance(models: Models, lengths: Tensor) -> float:
     """Nats of rounding to expect in a summed log-prob: batches of another shape add in another order."""
     per_token = 0.3 if models.policy_dtype == torch.bfloat16 else 1e-4

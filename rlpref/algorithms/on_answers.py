@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from rlpref.algorithms.common import above
 from rlpref.losses.inputs import AnswerLogps
 from rlpref.losses.modifiers import Objective
 from rlpref.models.bundle import Models
@@ -50,7 +51,7 @@ def metrics(al: AnswerLogps, scale: float | Tensor) -> dict[str, Tensor]:
     signed = torch.where(al.label, rewards, -rewards)
     found = {
         "rewards/signed": signed,
-        "rewards/accuracies": (signed > 0).to(signed) + 0.5 * (signed == 0).to(signed),
+        "rewards/accuracies": above(signed, 0.0),
         "labels/desirable": al.label.to(signed),
         "logps/answers": al.logps.detach(),
     }

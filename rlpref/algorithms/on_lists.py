@@ -7,7 +7,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from rlpref.algorithms.common import reward_metrics
 from rlpref.losses.inputs import ListLogps
+from rlpref.losses.lists import best
 from rlpref.losses.modifiers import Objective
 from rlpref.models.bundle import Models
 from rlpref.models.reference import Reference
@@ -37,20 +39,9 @@ def logps(models: Models, objective: Objective, lists: Lists) -> ListLogps:
 def metrics(ll: ListLogps, scale: float | Tensor) -> dict[str, Tensor]:
     """Each [B]: `chosen` is the answer with the highest score, `rejected` the one with the lowest."""
     rewards = (scale * (ll.logps - ll.ref_logps).detach().T).T
-    best, worst = (
-        rewards.gather(1, places[:, None])[:, 0]
-        for places in (
-            ll.scores.masked_fill(~ll.present, -torch.inf).argmax(1),
-            ll.scores.masked_fill(~ll.present, torch.inf).argmin(1),
-        )
-    )
-    return {
-        "rewards/chosen": best,
-        "rewards/rejected": worst,
-        "rewards/margins": best - worst,
-        "rewards/accuracies": (best > worst).to(best) + 0.5 * (best == worst).to(best),
-        "logps/answers": ll.logps.detach().sum(1) / ll.present.sum(1),
-    }
+    worst = ll.scores.masked_fill(~ll.present, torch.inf).argmin(1, keepdim=True)
+    chosen, rejected = (rewards.gather(1, places)[:, 0] for places in (best(ll), worst))
+    return reward_metrics(chosen, rejected) | {"logps/answers": ll.logps.detach().sum(1) / ll.present.sum(1)}
 
 
 def at_rest(ll: ListLogps) -> tuple[ListLogps, Tensor]:

@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from rlpref.algorithms.common import reward_metrics
 from rlpref.losses.inputs import PairLogps
 from rlpref.losses.modifiers import Objective
 from rlpref.models.bundle import Models
@@ -74,14 +75,8 @@ def metrics(lp: PairLogps, scale: float | Tensor) -> dict[str, Tensor]:
     """What every preference method logs, each [B]; an implicit reward is scale * log policy/ref."""
     chosen = scale * (lp.chosen - lp.ref_chosen).detach()
     rejected = scale * (lp.rejected - lp.ref_rejected).detach()
-    return {
-        "rewards/chosen": chosen,
-        "rewards/rejected": rejected,
-        "rewards/margins": chosen - rejected,
-        "rewards/accuracies": (chosen > rejected).to(chosen) + 0.5 * (chosen == rejected).to(chosen),
-        "logps/chosen": lp.chosen.detach(),
-        "logps/rejected": lp.rejected.detach(),
-    }
+    logps = {"logps/chosen": lp.chosen.detach(), "logps/rejected": lp.rejected.detach()}
+    return reward_metrics(chosen, rejected) | logps
 
 
 def at_rest(lp: PairLogps) -> tuple[PairLogps, Tensor]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from rlpref.algorithms.algorithm import Loss, Round
+from rlpref.algorithms.common import reward_metrics
 from rlpref.algorithms.objective import require_columns, valued
 from rlpref.data.preferences import PreferenceData
 from rlpref.losses.inputs import RewardPairs
@@ -42,12 +43,7 @@ class RewardModel:
     def loss(self, models: Models, batch: Pairs) -> Loss:
         both = cat([batch.chosen, batch.rejected]).trimmed()
         chosen, rejected = answer_scores(models.reward_model, both).chunk(2)
-        metrics = {
-            "rewards/chosen": chosen.detach(),
-            "rewards/rejected": rejected.detach(),
-            "rewards/margins": (chosen - rejected).detach(),
-            "rewards/accuracies": (chosen > rejected).to(chosen) + 0.5 * (chosen == rejected).to(chosen),
-        }
+        metrics = reward_metrics(chosen.detach(), rejected.detach())
         value, clamped = valued(self.objective, reward_pairs(batch, chosen, rejected))
         return Loss(value, torch.ones_like(chosen) if batch.weight is None else batch.weight, metrics | clamped)
 

@@ -131,8 +131,7 @@ def dpo_nll(lp: PairLogps, beta: Positive, alpha: NotNegative = 1.0) -> Tensor:
 @register(at_ref="log(2)", shift_invariant=True)
 def tdpo1(lp: PairLogps, beta: Positive) -> Tensor:
     """l(beta [margin - (K_l - K_w)]) with K the sum over an answer's tokens of KL(ref || pi). Zeng et al. 2024
-    (2404.11999), as in the authors'
-    code (Vance0124/Token-level-Direct-Preference-Optimization)."""
+    (2404.11999), as in the authors' code (Vance0124/Token-level-Direct-Preference-Optimization)."""
     return -logsigmoid(beta * (margin(lp) - (lp.rejected_kl - lp.chosen_kl)))
 
 

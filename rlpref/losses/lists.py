@@ -17,9 +17,19 @@ def log_ratio(ll: ListLogps) -> Tensor:
     return ll.logps - ll.ref_logps
 
 
-def targets(scores: Tensor, present: Tensor, temperature: Positive) -> Tensor:
+def targets(scores: Tensor, present: Tensor, temperature: float) -> Tensor:
     """[B, K] softmax of scores/temperature over the answers that are there."""
     return (scores / temperature).masked_fill(~present, -torch.inf).softmax(1)
+
+
+def best(ll: ListLogps) -> Tensor:
+    """[B, 1] place of the answer with the highest score."""
+    return ll.scores.masked_fill(~ll.present, -torch.inf).argmax(1, keepdim=True)
+
+
+def better(ll: ListLogps) -> Tensor:
+    """[B, K, K] whether the one answer has a higher score than the other; both are there."""
+    return (ll.scores[:, :, None] > ll.scores[:, None]) & ll.present[:, :, None] & ll.present[:, None]
 
 
 def ranking_nll(values: Tensor, scores: Tensor, present: Tensor) -> Tensor:
@@ -63,9 +73,9 @@ def s_dpo(ll: ListLogps, beta: Positive) -> Tensor:
     """log(1 + sum over the others of e^(-beta (h_best - h_j))): the best answer against all others at once. Chen et al.
     2024 (2406.09215), as in the authors' code (chenyuxin1999/S-DPO)."""
     rewards = per_row(beta) * log_ratio(ll)
-    best = ll.scores.masked_fill(~ll.present, -torch.inf).argmax(1, keepdim=True)
-    behind = rewards - rewards.gather(1, best)
-    others = ll.present.scatter(1, best, False)
+    first = best(ll)
+    behind = rewards - rewards.gather(1, first)
+    others = ll.present.scatter(1, first, False)
     return softplus(behind.masked_fill(~others, torch.finfo(behind.dtype).min).logsumexp(1))
 
 
@@ -79,22 +89,19 @@ def lipo_lambda(ll: ListLogps, beta: Positive) -> Tensor:
     rank = first.argsort(dim=1).to(h) + 1
     gain, discount = 2.0**ll.scores - 1, torch.log1p(rank)
     weight = (gain[:, :, None] - gain[:, None]).abs() * (1 / discount[:, :, None] - 1 / discount[:, None]).abs()
-    counts = (ll.scores[:, :, None] > ll.scores[:, None]) & ll.present[:, :, None] & ll.present[:, None]
     apart = per_row(beta) * h
     value = weight * -logsigmoid(apart[:, :, None] - apart[:, None])
-    return torch.where(counts, value, 0.0).sum((1, 2))
+    return torch.where(better(ll), value, 0.0).sum((1, 2))
 
 
 @register(nll=True)
 def rrhf(ll: ListLogps, length_power: NotNegative = 1.0) -> Tensor:
     """sum over pairs with s_i > s_j of max(0, p_j - p_i) - log pi(best), p = log pi / length^`length_power`: rank
-    responses without a reference. Yuan et al. 2023 (2304.05302). The authors' code weights
-    the first term with 100."""
+    responses without a reference. Yuan et al. 2023 (2304.05302). The authors' code weights the first term
+    with 100."""
     p = ll.logps / ll.length.clamp(min=1) ** length_power
-    counts = (ll.scores[:, :, None] > ll.scores[:, None]) & ll.present[:, :, None] & ll.present[:, None]
-    ranked = torch.where(counts, torch.relu(p[:, None] - p[:, :, None]), 0.0).sum((1, 2))
-    best = ll.scores.masked_fill(~ll.present, -torch.inf).argmax(1, keepdim=True)
-    return ranked - ll.logps.gather(1, best)[:, 0]
+    ranked = torch.where(better(ll), torch.relu(p[:, None] - p[:, :, None]), 0.0).sum((1, 2))
+    return ranked - ll.logps.gather(1, best(ll))[:, 0]
 
 
 @register

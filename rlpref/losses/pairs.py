@@ -27,12 +27,16 @@ def margin(lp: PairLogps) -> Tensor:
     return chosen - rejected
 
 
+def smoothed(logits: Tensor, label_smoothing: float) -> Tensor:
+    """[B] (1 - eps) l(logits) + eps l(-logits): the logistic loss with labels flipped with probability eps."""
+    return -(1 - label_smoothing) * logsigmoid(logits) - label_smoothing * logsigmoid(-logits)
+
+
 @register(at_ref="log(2)", shift_invariant=True, kl_optimal=True)
 def dpo(lp: PairLogps, beta: Positive, label_smoothing: UpToHalf = 0.0) -> Tensor:
     """l(beta * margin), labels flipped with probability `label_smoothing` (conservative DPO).
     Rafailov et al. 2023 (2305.18290), eq. 7; smoothing: Mitchell 2023, "A note on DPO with noisy preferences"."""
-    logits = beta * margin(lp)
-    return -(1 - label_smoothing) * logsigmoid(logits) - label_smoothing * logsigmoid(-logits)
+    return smoothed(beta * margin(lp), label_smoothing)
 
 
 @register(at_ref="log(2)", shift_invariant=True)

@@ -9,7 +9,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
 
 from rlpref.losses.bounds import bounded
 from rlpref.losses.inputs import PairLogps
-from rlpref.losses.pairs import log_ratios, margin
+from rlpref.losses.pairs import log_ratios, margin, smoothed
 from rlpref.losses.ranges import NotNegative, Positive, UpToHalf
 from rlpref.losses.registry import register
 
@@ -72,7 +72,7 @@ def aot(lp: PairLogps, beta: Positive, label_smoothing: UpToHalf = 0.0) -> Tenso
     """l(beta [sort(log pi(w)/pi(l)) - sort(log ref(w)/ref(l))]): the policy's distribution of log-odds over the
     minibatch must dominate the reference's. Melnyk et al. 2024 (2406.05882), paired variant."""
     logits = beta * ((lp.chosen - lp.rejected).sort().values - (lp.ref_chosen - lp.ref_rejected).sort().values)
-    return -(1 - label_smoothing) * logsigmoid(logits) - label_smoothing * logsigmoid(-logits)
+    return smoothed(logits, label_smoothing)
 
 
 @register(at_ref="log(2)", coupled=True)
@@ -81,7 +81,7 @@ def aot_unpaired(lp: PairLogps, beta: Positive, label_smoothing: UpToHalf = 0.0)
     al. 2024 (2406.05882), unpaired variant."""
     chosen, rejected = log_ratios(lp)
     logits = beta * (chosen.sort().values - rejected.sort().values)
-    return -(1 - label_smoothing) * logsigmoid(logits) - label_smoothing * logsigmoid(-logits)
+    return smoothed(logits, label_smoothing)
 
 
 @register(at_ref="log(2)", coupled=True, shift_invariant=True)

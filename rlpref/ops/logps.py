@@ -42,8 +42,7 @@ def token_logps(
     logits, first = completion_logits(model, sequences, temperature)
     targets, mask = _targets(sequences, first)
     log_z = logits.logsumexp(-1)
-    chosen = logits.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
-    logps = _placed(chosen - log_z, mask, first)
+    logps = _placed(_at(targets, logits) - log_z, mask, first)
     if not entropy:
         return logps, None
     expected_logit = (logits.softmax(-1) * logits).sum(-1)
@@ -67,12 +66,11 @@ def compare(logits: Tensor, ref_logits: Tensor, first: int, sequences: Sequences
     less variance than the log-ratio: the chain rule of the KL with the inner expectation done exactly.
     """
     targets, mask = _targets(sequences, first)
-    targets = targets[..., None]
     logps, ref_logps = logits.log_softmax(-1), ref_logits.log_softmax(-1)
     p = logps.exp()
     columns = (
-        logps.gather(-1, targets)[..., 0],
-        ref_logps.gather(-1, targets)[..., 0],
+        _at(targets, logps),
+        _at(targets, ref_logps),
         (p * (logps - ref_logps)).sum(-1),
         -(p * logps).sum(-1),
     )
@@ -84,6 +82,11 @@ def _targets(sequences: Sequences, first: int) -> tuple[Tensor, Tensor]:
     the model reads but never writes."""
     mask = sequences.mask[:, first:]
     return torch.where(mask, sequences.ids[:, first:], 0), mask
+
+
+def _at(targets: Tensor, values: Tensor) -> Tensor:
+    """[B, T] of values [B, T, V] those of the tokens [B, T]."""
+    return values.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
 
 
 def _placed(values: Tensor, mask: Tensor, first: int) -> Tensor:
@@ -101,7 +104,7 @@ def token_confidence(model: nn.Module, sequences: Sequences, temperature: float 
     logits, first = completion_logits(model, sequences, temperature)
     targets, mask = _targets(sequences, first)
     logps = logits.log_softmax(-1)
-    chosen = logps.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
+    chosen = _at(targets, logps)
     confidence = chosen.detach() - (2 * logps.detach()).logsumexp(-1)
     return _placed(chosen, mask, first), _placed(confidence, mask, first)
 
@@ -111,7 +114,7 @@ def token_forward_kl(logits: Tensor, ref_logits: Tensor, first: int, sequences: 
     and 0 outside the completions. Arguments as `completion_logits` gives them; the gradient is the policy's alone."""
     targets, mask = _targets(sequences, first)
     logps, ref_logps = logits.log_softmax(-1), ref_logits.log_softmax(-1)
-    chosen = logps.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
+    chosen = _at(targets, logps)
     kl = (ref_logps.exp() * (ref_logps - logps)).sum(-1)
     return _placed(chosen, mask, first), _placed(kl, mask, first)
 
