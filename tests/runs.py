@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import importlib.util
 import json
 import os
 import subprocess
@@ -119,3 +120,11 @@ if __name__ == "__main__":
 def slow_but(cases, fast: list[str]) -> list:
     """The cases, of which only those named `fast` run in the fast subset."""
     return [case if case in fast else pytest.param(case, marks=pytest.mark.slow) for case in cases]
+
+
+def experiment(name: str):
+    """The script of a study as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "experiments" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

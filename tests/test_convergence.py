@@ -1,6 +1,5 @@
 """The short version of `experiments/convergence`: a tiny grid, its table and its files."""
 
-import importlib.util
 import math
 
 import pandas as pd
@@ -25,10 +24,7 @@ TINY = ["model=tiny", "model.pretrain_steps=20", "algorithm=sft", "data.pairs=25
 
 @pytest.fixture(scope="module")
 def convergence():
-    spec = importlib.util.spec_from_file_location("convergence", runs.ROOT / "experiments" / "convergence.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return runs.experiment("convergence")
 
 
 @pytest.fixture(scope="module")

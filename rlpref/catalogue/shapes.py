@@ -10,8 +10,8 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from rlpref.catalogue.table import default_settings, module, ordered
-from rlpref.losses import Entry, make_loss
+from rlpref.catalogue.table import at_defaults, module, ordered
+from rlpref.losses import Entry
 from rlpref.losses.inputs import AnswerLogps, PairLogps, RewardPairs, RolloutLogps
 from rlpref.types import TensorBatch
 
@@ -59,7 +59,7 @@ def curves(entry: Entry) -> tuple[Tensor, Tensor, list[Tensor]]:
     """(margin or log-ratio, loss, gradient weights of the better and of the worse answer), each [rows]. A weight is
     minus the derivative for the better answer, the derivative for the worse: above 0 it pushes the right way."""
     batch, leaves = along(entry)
-    loss = make_loss(entry.name, **default_settings(entry))
+    loss = at_defaults(entry)
     if entry.coupled:  # every margin is a minibatch of its own: two equal pairs
         value = torch.cat([loss(batch[torch.tensor([i, i])])[:1] for i in range(len(batch))])
     else:

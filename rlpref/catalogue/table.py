@@ -6,14 +6,11 @@ import inspect
 import sys
 from dataclasses import dataclass
 from itertools import groupby
-from textwrap import dedent
-
-import torch
 
 from rlpref.losses import LOSSES, Entry
 from rlpref.losses.inputs import PairLogps
-from rlpref.losses.modifiers import APART, Modifiers, refusal
-from rlpref.losses.registry import columns_read, describe, make_loss
+from rlpref.losses.modifiers import APART, READS, Modifiers, refusals
+from rlpref.losses.registry import Bound, columns_read, describe, make_loss
 
 FAMILIES = {  # by the file a loss stands in; a new file is a family of its own name
     "pairs": "pairs: the margin",
@@ -26,7 +23,7 @@ FAMILIES = {  # by the file a loss stands in; a new file is a family of its own 
     "rollouts": "policy gradient: tokens",
     "whole_answers": "policy gradient: answers",
 }
-MODIFIERS = [name for name in inspect.signature(Modifiers).parameters if name != "divergence_alpha"]
+MODIFIERS = [name for name in inspect.signature(Modifiers).parameters if name in READS]
 SOME_BETA = 0.5
 
 
@@ -58,14 +55,13 @@ def family(entry: Entry) -> str:
     return FAMILIES.get(module(entry), module(entry).replace("_", " "))
 
 
-def default_settings(entry: Entry) -> dict[str, float]:
-    """What the loss cannot do without."""
-    required = inspect.Parameter.empty
-    return {name: SOME_BETA for name, p in entry.hyperparameters.items() if p.default is required}
+def at_defaults(entry: Entry) -> Bound:
+    """The loss as the table and the pictures show it."""
+    return make_loss(entry.name, **entry.at(SOME_BETA))
 
 
 def reads(entry: Entry) -> frozenset[str]:
-    return columns_read(make_loss(entry.name, **default_settings(entry)), entry.takes)
+    return columns_read(at_defaults(entry), entry.takes)
 
 
 def row(entry: Entry) -> Row:
@@ -94,7 +90,7 @@ def _short(columns: frozenset[str]) -> set[str]:
 def details(entry: Entry) -> str:
     """One loss in full, as Markdown."""
     facts = row(entry)
-    lines = [f"### {entry.name}", "", dedent(_unindented(entry.function.__doc__)), ""]
+    lines = [f"### {entry.name}", "", inspect.cleandoc(entry.function.__doc__), ""]
     claims = {
         "hyperparameters": facts.hyperparameters,
         "takes": f"{facts.data}; reads {facts.reads}" if facts.reads != "-" else facts.data,
@@ -108,11 +104,6 @@ def details(entry: Entry) -> str:
     return "\n".join(lines)
 
 
-def _unindented(docstring: str) -> str:
-    first, _, rest = docstring.strip().partition("\n")
-    return f"{first}\n{dedent(rest)}".strip()
-
-
 def markdown(rows: list[list[str]], header: list[str]) -> str:
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
@@ -124,17 +115,17 @@ def page() -> str:
     parts = [
         HEAD.format(count=len(entries)),
         "## All",
-        markdown([list(vars(row(e)).values()) for e in entries], COLUMNS),
+        markdown(text(), COLUMNS),
     ]
     for name, members in groupby(entries, key=family):
         members = list(members)
-        story = _unindented(sys.modules[members[0].function.__module__].__doc__ or "")
+        story = inspect.cleandoc(sys.modules[members[0].function.__module__].__doc__ or "")
         picture = f"![Shapes of the losses in this family](losses/{module(members[0])}.png)"
         parts += [f"## {name[0].upper()}{name[1:]}", story, picture, *map(details, members)]
     parts += [
         "## Modifiers",
         MODIFIERS_HEAD,
-        _unindented(Modifiers.__doc__),
+        inspect.cleandoc(Modifiers.__doc__),
         modifier_table(),
         "Two of them together:",
         apart_table(),
@@ -148,8 +139,8 @@ def modifier_table() -> str:
     rows = []
     for entry in ordered():
         if entry.takes is PairLogps:
-            loss = make_loss(entry.name, **default_settings(entry))
-            found = [refusal(entry, loss, name) for name in MODIFIERS]
+            refused = refusals(entry, at_defaults(entry))
+            found = [refused.get(name) for name in MODIFIERS]
             reasons += [reason for reason in dict.fromkeys(found) if reason and reason not in reasons]
             rows.append([entry.name, *("yes" if r is None else f"no ({reasons.index(r) + 1})" for r in found)])
     notes = "\n".join(f"{number}. the loss {reason}" for number, reason in enumerate(reasons, 1))
@@ -182,13 +173,11 @@ take its minibatch as a whole."""
 
 
 def text() -> list[list[str]]:
-    """The rows of the table without families' details, for a terminal."""
+    """The rows of the table."""
     return [list(vars(row(entry)).values()) for entry in ordered()]
 
 
 def shown(name: str) -> str:
     """One loss in full, for a terminal."""
     entry = LOSSES[name]
-    settings = default_settings(entry)
-    with torch.no_grad():
-        return f"{details(entry)}\n- as shown in the pictures: {describe(settings) or 'defaults'}\n"
+    return f"{details(entry)}\n- as shown in the pictures: {describe(entry.at(SOME_BETA)) or 'defaults'}\n"

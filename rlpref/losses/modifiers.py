@@ -188,12 +188,13 @@ def linked(lp: PairLogps, divergence: str, alpha: float | None) -> PairLogps:
     return replace(lp, chosen=lp.ref_chosen + chosen, rejected=lp.ref_rejected + rejected)
 
 
-def refusal(entry: Entry, loss: Bound, name: str) -> str | None:
-    """Why a modifier makes no sense over a loss with its hyperparameters; None where it does."""
+def refusals(entry: Entry, loss: Bound) -> dict[str, str]:
+    """The modifiers that make no sense over a loss with its hyperparameters, and why."""
     if entry.takes is not PairLogps:
-        return f"takes {entry.data}, not pairs"
+        return dict.fromkeys(READS, f"takes {entry.data}, not pairs")
     reads = columns_read(loss)
     lengths, scores, kl = (column in reads for column in ("chosen_len", "chosen_score", "chosen_kl"))
+    no_margin = {"is no function of the margin": not of_the_margin(loss)}
     reasons = {
         "length_normalize": {
             "divides by lengths or counts them itself": lengths,
@@ -205,11 +206,8 @@ def refusal(entry: Entry, loss: Bound, name: str) -> str | None:
             "adds KLs of the reverse-KL derivation": kl,
             "does not read log-probs through log-ratios alone": not of_log_ratios(loss),
         },
-        "margin": {"is no function of the margin": not of_the_margin(loss)},
-        "score_margin": {
-            "is no function of the margin": not of_the_margin(loss),
-            "reads the scores itself": scores,
-        },
+        "margin": no_margin,
+        "score_margin": no_margin | {"reads the scores itself": scores},
         "soft_labels": {
             "takes its minibatch as a whole": entry.coupled,
             "makes labels of the scores itself": scores,
@@ -222,7 +220,8 @@ def refusal(entry: Entry, loss: Bound, name: str) -> str | None:
         },
         "nll": {"has a likelihood term of its own": entry.nll},
     }
-    return next((reason for reason, holds in reasons[name].items() if holds), None)
+    held = {name: [why for why, holds in each.items() if holds] for name, each in reasons.items()}
+    return {name: whys[0] for name, whys in held.items() if whys}
 
 
 APART = (  # pairs of modifiers that have no meaning together, and why
@@ -246,9 +245,10 @@ def make_objective(
     if entry.takes not in takes:
         wanted = " or ".join(f"'{TAKES[one]}'" for one in takes)
         raise ConfigError(f"loss '{name}' takes data of kind '{entry.data}', not {wanted}.")
+    refused = refusals(entry, loss) if modifiers.used else {}
     for modifier in modifiers.used:
-        if reason := refusal(entry, loss, modifier):
-            raise ConfigError(f"modifier '{modifier}' makes no sense with loss '{name}', which {reason}.")
+        if modifier in refused:
+            raise ConfigError(f"modifier '{modifier}' makes no sense with loss '{name}', which {refused[modifier]}.")
     for one, other, reason in APART:
         if one in modifiers.used and other in modifiers.used:
             raise ConfigError(f"modifiers '{one}' and '{other}' make no sense together: {reason}.")

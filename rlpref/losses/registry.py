@@ -75,6 +75,10 @@ class Entry:
         required = [name for name, p in self.hyperparameters.items() if p.default is inspect.Parameter.empty]
         return required[0] if required else None
 
+    def at(self, beta: float) -> dict[str, float]:
+        """The hyperparameters that it cannot do without: its beta or tau."""
+        return {self.regularisation: beta} if self.regularisation else {}
+
 
 LOSSES: dict[str, Entry] = {}
 
@@ -122,12 +126,11 @@ def variants(name: str, beta: float) -> list[dict[str, Any]]:
     that has choices; what a choice needs and the defaults leave unset is 0.5."""
     entry = LOSSES[name]
     hints = get_type_hints(entry.function)
-    required = {entry.regularisation: beta} if entry.regularisation else {}
     choices = {key: get_args(hints[key]) for key in entry.hyperparameters if get_origin(hints[key]) is Literal}
     unset = {key: 0.5 for key, p in entry.hyperparameters.items() if p.default is None}
     found = []
     for values in itertools.product(*choices.values()):
-        chosen = required | dict(zip(choices, values))
+        chosen = entry.at(beta) | dict(zip(choices, values))
         try:
             make_loss(name, **chosen)
         except ConfigError:
@@ -177,9 +180,9 @@ def columns_read(loss: Bound, takes: type[TensorBatch] = PairLogps) -> frozenset
     return frozenset(field.name for field in fields(takes) if field.name not in ALWAYS and changes(field.name))
 
 
-def cancels(loss: Bound, changed: tuple[str, ...], rows: PairLogps | None = None) -> bool:
+def cancels(loss: Bound, changed: tuple[str, ...]) -> bool:
     """Whether a number of its own for each pair, added to these columns of PairLogps, leaves the loss what it was."""
-    rows = rows or probe(PairLogps)
+    rows = probe(PairLogps)
     by = torch.linspace(0.3, 1.1, len(rows), dtype=torch.float64)
     moved = replace(rows, **{name: getattr(rows, name) - by for name in changed})
     return torch.allclose(loss(rows), loss(moved), rtol=0, atol=1e-9)

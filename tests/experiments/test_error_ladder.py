@@ -1,6 +1,5 @@
 """The short version of `experiments/error_ladder`: the runs of its three commands, its tables and its figure."""
 
-import importlib.util
 import json
 
 import pandas as pd
@@ -21,10 +20,7 @@ MODEL_STEPS = 50
 
 @pytest.fixture(scope="module")
 def study():
-    spec = importlib.util.spec_from_file_location("error_ladder", runs.ROOT / "experiments" / "error_ladder.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return runs.experiment("error_ladder")
 
 
 @pytest.fixture(scope="module")

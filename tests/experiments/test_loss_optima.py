@@ -1,7 +1,5 @@
 """The short version of `experiments/loss_optima`: four losses on a smaller task, its table and its figure."""
 
-import importlib.util
-
 import pandas as pd
 import pytest
 
@@ -13,10 +11,7 @@ pytestmark = pytest.mark.slow  # twenty seconds
 
 @pytest.fixture(scope="module")
 def study():
-    spec = importlib.util.spec_from_file_location("loss_optima", runs.ROOT / "experiments" / "loss_optima.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return runs.experiment("loss_optima")
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import torch
 from rlpref.binding import ConfigError
 from rlpref.losses import LOSSES
 from rlpref.losses.inputs import PairLogps
-from rlpref.losses.modifiers import APART, Modifiers, make_modifiers, make_objective, refusal
+from rlpref.losses.modifiers import APART, Modifiers, make_modifiers, make_objective, refusals
 from rlpref.losses.registry import make_loss
 
 ON = {
@@ -32,7 +32,7 @@ def objective(name, settings, **modifiers):
 
 
 def allowed(name, settings, modifier):
-    return refusal(LOSSES[name], make_loss(name, **settings), modifier) is None
+    return modifier not in refusals(LOSSES[name], make_loss(name, **settings))
 
 
 @pytest.mark.parametrize(("name", "settings", "modifier"), GRID, ids=every.label)
