@@ -14,10 +14,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from rlpref.binding import ConfigError, choose, did_you_mean
+from rlpref.models.attention import PACKED
 from rlpref.models.hashing import tokenizer_hash
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-ATTENTION = ("sdpa", "eager")
+ATTENTION = ("sdpa", "eager", PACKED)
 LORA_KEYS = ("r", "alpha", "dropout", "target_modules")
 
 
