@@ -54,6 +54,9 @@ def check_packed(model: nn.Module) -> None:
     real[1, 5:] = False
     sequences = Sequences(ids, real, real & (torch.arange(6, device=ids.device) > 2))
     mend = f"cannot be read with attn_implementation={PACKED}: set model.attn_implementation=sdpa."
+    out = model.get_output_embeddings()
+    if not isinstance(out, nn.Linear):
+        raise ConfigError(f"{type(model).__name__} {mend} Its head is a {type(out).__name__}, no plain linear map.")
     try:
         packed, _ = token_logps(model, sequences)
     except Exception as error:

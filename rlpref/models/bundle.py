@@ -73,7 +73,8 @@ class Models:
         """[B, T] log-probs of the policy and KL(ref || policy) at each token, both with gradient."""
         read = read_completions(self.policy, sequences, self.temperature)
         with self.ref.active() as ref:
-            return token_forward_kl(read, read_completions(ref, sequences, self.temperature))
+            ref_read = read_completions(ref, sequences, self.temperature)
+        return token_forward_kl(read, ref_read)
 
     def ref_logps(self, sequences: Sequences, reference: Reference | None = None) -> Tensor:
         """[B, T] log-probs of the reference, no gradient, in chunks; an answer that comes again is read once."""

@@ -4,6 +4,7 @@ import pytest
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
+from rlpref.binding import ConfigError
 from rlpref.models.attention import check_packed
 from rlpref.models.heads import answer_scores, backbone_of, scalar_model, state_values
 from rlpref.models.lm import apply_lora
@@ -159,8 +160,6 @@ def test_rows_of_one_prompt_stand_together():
 
 
 def test_a_layer_with_a_window_is_refused_and_so_are_logits_that_are_no_linear_map(random_llama):
-    from rlpref.binding import ConfigError
-
     check_packed(random_llama(attn_implementation="packed"))
     capped = random_llama(attn_implementation="packed")
     capped.lm_head.register_forward_hook(lambda module, inputs, output: output.tanh())
@@ -173,3 +172,7 @@ def test_a_layer_with_a_window_is_refused_and_so_are_logits_that_are_no_linear_m
         )
     with pytest.raises(ConfigError, match="no sliding window"):
         check_packed(windowed)
+    adapted = random_llama(attn_implementation="packed")
+    lora = {"r": 2, "alpha": None, "dropout": 0.0, "target_modules": ["lm_head"]}
+    with pytest.raises(ConfigError, match="no plain linear map"):
+        check_packed(apply_lora(adapted, lora))
