@@ -35,12 +35,12 @@ def attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, atte
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     if kwargs.get("sliding_window") is not None:
         raise ValueError("packed attention knows no sliding window: set model.attn_implementation=sdpa.")
-    return _attend(layout, module.layer_idx, query, key, value, kwargs["scaling"]), None
+    return _attend(layout, module, query, key, value, kwargs["scaling"]), None
 
 
 @torch.compiler.disable  # shapes differ from span to span, and the layer's number from layer to layer
-def _attend(layout: Layout, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
-    return layout.attend(layer, query, key, value, scaling)
+def _attend(layout: Layout, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+    return layout.attend(module.layer_idx, query, key, value, scaling)
 
 
 @torch.no_grad()
