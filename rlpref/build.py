@@ -21,6 +21,7 @@ from rlpref.models.bundle import Models
 from rlpref.models.gguf import cache_dir
 from rlpref.models.heads import ScalarHead, critic_from, scalar_model
 from rlpref.models.reference import freeze
+from rlpref.models.reference_cache import ReferenceCache, what_decides
 from rlpref.rewards.learned import LearnedReward
 from rlpref.testbed.models import TESTBED_MODELS
 from rlpref.testbed.rewards import proxy_scorer
@@ -63,10 +64,25 @@ def build(config: dict, checked: Checked) -> Parts:
         chunk=config["training"]["chunk"],
         gold=gold,
     )
+    if checked.reference.cache and not task:
+        _keep_log_probs(models, reference_hash, loaded.card)
     _add_scalar_models(config, checked, models)
     if config["reward"]["kind"] == "proxy":
         models.reward = proxy_scorer(task, **{key: config["reward"][key] for key in ("nu", "scale", "seed")})
     return Parts(models, preferences, task, loaded.card, reference_hash)
+
+
+def _keep_log_probs(models: Models, initial_hash: str, card: dict) -> None:
+    """On disk, those of the references, which must be fixed."""
+    for reference in {id(one): one for one in (models.initial, models.ref)}.values():
+        settings = {
+            "weights": initial_hash if reference is models.initial else reference.hash,
+            "tokenizer": card["tokenizer_hash"],  # and chat template
+            "adapter": None if reference.adapter_off else card["lora"],  # its scale is no weight
+            "temperature": models.temperature,
+            "chunk": models.chunk,
+        }
+        reference.cache = ReferenceCache(cache_dir() / "reference", what_decides(reference.model) | settings)
 
 
 LAST_DATA: dict[str, PreferenceData] = {}  # of the jobs before in this process: a sweep reads its data once

@@ -174,6 +174,8 @@ def _refuse_unread(config: dict, overridden: tuple[str, ...]) -> None:
         raise ConfigError(f"algorithm '{name}' does not use 'beta', the weight of a KL.{own}")
     if "data.test_fraction" in overridden and config["data"].get("source") == "testbed":
         raise ConfigError("data source 'testbed' does not use 'test_fraction': set data.test_pairs.")
+    if "reference.cache" in overridden and kind in TESTBED_MODELS:
+        raise ConfigError(f"model '{kind}' does not use 'reference.cache': its log-probs are computed in no time.")
     unread = [key for key in overridden if key.startswith("testbed.")]
     if unread and kind not in TESTBED_MODELS:
         raise ConfigError(f"model '{kind}' does not use '{unread[0]}': that is for model=tabular and model=tiny.")

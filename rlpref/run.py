@@ -26,6 +26,7 @@ from rlpref.evaluation.exact import ExactEvaluator, make_exact
 from rlpref.logging.card import environment, peak_memory_mb
 from rlpref.logging.folder import RunFolder, config_hash, read_json, write_atomically, write_json
 from rlpref.logging.mirror import NoMirror, make_mirror
+from rlpref.models.bundle import Models
 from rlpref.report import run_figure
 from rlpref.testbed.own import own_regret
 from rlpref.trainer import Run, Trainer
@@ -221,12 +222,19 @@ def _assemble(job: Ready, replicas: int) -> tuple[Run, dict]:
 def _finish(job: Ready, run: Run, card: dict, last: dict, wall: float) -> dict:
     """Writes what a run leaves behind when it has ended well; `wall` seconds are its share of those of all runs."""
     folder = job.folder
-    write_json(folder.path / "run.json", card | {"wall_seconds": wall, "peak_memory_mb": peak_memory_mb()})
+    found = {"reference_logps": _asked(run.models), "wall_seconds": wall, "peak_memory_mb": peak_memory_mb()}
+    write_json(folder.path / "run.json", card | found)
     summary = last | {"wall_seconds": wall}
     write_json(folder.path / "summary.json", summary)
     job.set_status("done")
     _mirror_figure(folder.path, run.mirror)
     return summary
+
+
+def _asked(models: Models) -> list[dict]:
+    """The log-probs of fixed data that this run read from disk or computed and left there: keys and rows."""
+    caches = {id(one.cache): one.cache for one in (models.initial, models.ref) if one and one.cache}
+    return [asked for cache in caches.values() for asked in cache.asked]
 
 
 def _require_same_start(folder: RunFolder, card: dict) -> None:
