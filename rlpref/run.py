@@ -27,7 +27,6 @@ from rlpref.logging.card import environment, peak_memory_mb
 from rlpref.logging.folder import RunFolder, config_hash, read_json, write_atomically, write_json
 from rlpref.logging.mirror import NoMirror, make_mirror
 from rlpref.models.bundle import Models
-from rlpref.report import run_figure
 from rlpref.testbed.own import own_regret
 from rlpref.trainer import Run, Trainer
 
@@ -258,6 +257,8 @@ def _mirror_figure(folder: Path, mirror) -> None:
     if isinstance(mirror, NoMirror):
         return
     try:
+        from rlpref.report import run_figure  # loads matplotlib and pandas
+
         if figure := run_figure(folder):
             mirror.image("frontier", figure)
     except Exception as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,7 +20,7 @@ Trained = dict[str, list[Tensor]]  # the parameters that one run trains, by thei
 
 @dataclass
 class OptimizerSettings:
-    """AdamW with a learning-rate schedule of transformers."""
+    """AdamW with a learning-rate schedule, those of transformers' `get_scheduler`."""
 
     lr: float
     schedule: Literal["linear", "cosine", "constant", "constant_with_warmup"]
@@ -41,6 +42,23 @@ def make_optimizer(runs: list[Trained], lrs: list[float], scales: dict[str, floa
             groups.setdefault(lr * scales[name], []).extend(parameters)
     settings = [{"params": parameters, "lr": lr} for lr, parameters in groups.items()]
     return torch.optim.AdamW(settings, weight_decay=weight_decay, fused=True)
+
+
+def make_schedule(settings: OptimizerSettings, optimizer: torch.optim.Optimizer, steps: int):
+    """The share of the learning rate after so many steps. Written out: transformers' would load its whole trainer."""
+    warmup = round(settings.warmup * steps)
+    falling = max(1, steps - warmup)
+
+    def share(step: int) -> float:
+        if step < warmup:
+            return step / warmup
+        if settings.schedule == "linear":
+            return max(0.0, (steps - step) / falling)
+        if settings.schedule == "cosine":
+            return max(0.0, 0.5 * (1 + math.cos(math.pi * (step - warmup) / falling)))
+        return 1.0
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, share)
 
 
 def parameters(modules: dict[str, nn.Module]) -> Trained:

@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import __version__ as transformers_version
 
 from rlpref.models.lm import has_adapter
 from rlpref.types import Sequences
@@ -72,7 +72,7 @@ def what_decides(model: nn.Module) -> dict[str, Any]:
         "dtype": str(base.dtype),
         "attention": base.config._attn_implementation,
         "torch": torch.__version__,
-        "transformers": transformers_version,
+        "transformers": transformers.__version__,
         "device": torch.cuda.get_device_name() if device == "cuda" else [device, platform.machine(), _instructions()],
         "matmul": torch.get_float32_matmul_precision(),
         "code": _code(),
