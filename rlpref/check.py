@@ -30,7 +30,7 @@ MODELS = TESTBED_MODELS | LANGUAGE_MODELS
 SECTIONS = (
     *("algorithm", "model", "data", "reward", "reference", "budget", "evaluation", "optimizer", "logger"),
     *("training", "testbed"),
-    *("beta", "temperature", "seed", "replicas", "init", "device", "threads"),
+    *("beta", "temperature", "seed", "replicas", "side_by_side", "init", "device", "threads"),
 )
 POSITIVE = {"rounds", "epochs", "batch_size", "prompts_per_round", "k", "times", "prompts", "pairs"}
 POSITIVE |= {"micro_batch_size", "chunk", "log_every", "checkpoint_every", "max_steps"}
@@ -107,6 +107,7 @@ def _run(
     temperature: float,
     seed: int,
     replicas: int,
+    side_by_side: bool,
     init: str | None,
     device: Literal["auto", "cpu", "cuda"],
     threads: int | None,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 LOGS = ("metrics.jsonl", "samples.jsonl", "reference.jsonl")
-NOT_IDENTITY = ("logger", "replicas")  # sections that do not change what a run computes
+NOT_IDENTITY = ("logger", "replicas", "side_by_side")  # sections that do not change what a run computes
 
 
 def config_hash(config: dict) -> str:
