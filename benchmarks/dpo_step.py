@@ -12,12 +12,11 @@ and not timed, except in TRL's default, which computes them again in each step.
 from __future__ import annotations
 
 import statistics
-import time
 
 from peak import floor_seconds, peak
 from production import FAST, NAIVE, fixed_batches, make_trainer, with_pairs
 from transformers import AutoTokenizer
-from turns import Side, Turn, by_turns, finish, interval, ratios, table
+from turns import Side, Turn, by_turns, interval, ratios, table, timed
 from work import PairTokens, Work, encode, first_pairs, lengths, needed_flops, options, work_of
 
 from rlpref.data.rows import Row
@@ -65,11 +64,11 @@ def dpo_trainer(work: Work, settings: dict, overrides: list[str]):
 
 
 def timed_step(trainer, batch, device: str) -> tuple[float, dict[str, float]]:
-    finish(device)
-    begun = time.perf_counter()
-    row = trainer._update(batch)
-    finish(device)
-    return time.perf_counter() - begun, {name: float(row[name]) for name in COMPARED}
+    """Seconds of an optimizer step, and what it logs."""
+    seconds: dict[str, float] = {}
+    with timed(seconds, "step", device):
+        row = trainer._update(batch)
+    return seconds["step"], {name: float(row[name]) for name in COMPARED}
 
 
 def side(name: str, work: Work, rows: list[Row], overrides: list[str]) -> Side:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import time
-
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
 from transformers import AutoConfig
-from turns import Turn, finish
+from turns import Turn, timed
 from work import Work, layer_shapes
 
 ROWS = (2048, 4096)  # tokens of a step on a few pairs
@@ -32,19 +30,18 @@ def peak(turn: Turn, work: Work) -> None:
 
 def rate(shapes: list[tuple[int, int]], rows: int, dtype: torch.dtype, device: str, repeats: int = 3) -> float:
     """FLOP/s of the three products that training makes with each matrix: forward and both gradients."""
-    flops = seconds = 0.0
+    flops, seconds = 0.0, 0.0
     for inputs, outputs in shapes:
         x, weight, gradient = (
             torch.randn(size, dtype=dtype, device=device)
             for size in ((rows, inputs), (outputs, inputs), (rows, outputs))
         )
         _products(x, weight, gradient)
-        finish(device)
-        begun = time.perf_counter()
-        for _ in range(repeats):
-            _products(x, weight, gradient)
-        finish(device)
-        seconds += time.perf_counter() - begun
+        found: dict[str, float] = {}
+        with timed(found, "products", device):
+            for _ in range(repeats):
+                _products(x, weight, gradient)
+        seconds += found["products"]
         flops += repeats * 3 * 2.0 * rows * inputs * outputs
     return flops / seconds
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import tempfile
-import time
 
 import torch
 from datasets import Dataset, disable_progress_bars
 from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, TrainerCallback
 from trl import DPOConfig, DPOTrainer
-from turns import Turn, finish
+from turns import Turn, timed
 from work import Work, as_text, encode
 
 from rlpref.data.rows import Row
@@ -50,12 +49,13 @@ class Steps(TrainerCallback):
             report = {"seconds": self.seconds, "logged": self.logged, "computed_tokens": self.tokens}
             self.seconds, self.logged, self.tokens = [], [], 0
             self.turn(report)
-        finish(self.device)
-        self.begun = time.perf_counter()
+        self.took: dict[str, float] = {}
+        self.clock = timed(self.took, "step", self.device)
+        self.clock.__enter__()
 
     def on_step_end(self, args, state, control, **kwargs):
-        finish(self.device)
-        self.seconds.append(time.perf_counter() - self.begun)
+        self.clock.__exit__(None, None, None)
+        self.seconds.append(self.took["step"])
 
     def on_log(self, args, state, control, logs, **kwargs):
         self.logged.append(logs)
