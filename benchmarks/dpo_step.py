@@ -38,9 +38,9 @@ SHORT = {
 USUAL = "peak,ours,trl,trl_lean,trl_lean_fast,trl_defaults"
 
 
-def ours(turn: Turn, work: Work, rows: list[Row], settings: dict, overrides: list[str]) -> None:
+def ours(turn: Turn, work: Work, rows: list[Row], overrides: list[str]) -> None:
     """rlpref's side."""
-    trainer = dpo_trainer(work, settings, overrides)
+    trainer = dpo_trainer(work, overrides)
     batches = fixed_batches(with_pairs(trainer, encode(work, trainer.models.tokenizer, rows)), work.batch)
     counted: list[int] = []
     trainer.models.policy.get_input_embeddings().register_forward_pre_hook(
@@ -54,13 +54,13 @@ def ours(turn: Turn, work: Work, rows: list[Row], settings: dict, overrides: lis
         turn({"seconds": list(seconds), "logged": list(logged), "computed_tokens": sum(counted)})
 
 
-def dpo_trainer(work: Work, settings: dict, overrides: list[str]):
+def dpo_trainer(work: Work, overrides: list[str]):
     """The trainer of `rlpref algorithm=dpo` on this work."""
     places = {"model.name": work.model, "data.path": work.data, "device": work.device, "threads": work.threads}
     limits = {f"data.max_{part}_length": work.max_length for part in ("prompt", "completion")}
     numbers = {"beta": BETA, "model.lr": LR, "algorithm.batch_size": work.batch}
     given = [f"{key}={value}" for key, value in (places | limits | numbers).items()]
-    return make_trainer(["algorithm=dpo", "data=hh", "reward=none", *given, *overrides], settings)
+    return make_trainer(["algorithm=dpo", "data=hh", "reward=none", *given, *overrides])
 
 
 def timed_step(trainer, batch, device: str) -> tuple[float, dict[str, float]]:
@@ -77,9 +77,9 @@ def side(name: str, work: Work, rows: list[Row], overrides: list[str]) -> Side:
     if name == PEAK:
         return Side(name, peak, {"work": work})
     if name == OURS:
-        return Side(name, ours, same | {"settings": FAST, "overrides": overrides})
+        return Side(name, ours, same | {"overrides": [*FAST, *overrides]})
     if name == NAIVELY:
-        return Side(name, ours, same | {"settings": NAIVE, "overrides": []})
+        return Side(name, ours, same | {"overrides": NAIVE})
     from trl_dpo import SETTINGS, trl_dpo  # seconds to import
 
     return Side(name, trl_dpo, same | {"settings": SETTINGS[name], "beta": BETA, "lr": LR})

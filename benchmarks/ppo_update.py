@@ -32,17 +32,17 @@ SHORT = {
 USUAL = "ours,plain,plain_autocast"
 
 
-def ours(turn: Turn, work: Round, data: str, prompts: list[Prompt], settings: dict, overrides: list[str]) -> None:
+def ours(turn: Turn, work: Round, data: str, prompts: list[Prompt], overrides: list[str]) -> None:
     """rlpref's side."""
-    one_round, _ = production_round(work, data, prompts, settings, overrides)
+    one_round, _ = production_round(work, data, prompts, overrides)
     turn()
     while True:
         turn(one_round())
 
 
-def production_round(work: Round, data: str, prompts: list[Prompt], settings: dict, overrides: list[str]):
+def production_round(work: Round, data: str, prompts: list[Prompt], overrides: list[str]):
     """(does the next round of a run of `rlpref algorithm=ppo` on these prompts and says what it took, the trainer)."""
-    trainer = ppo_trainer(work, data, settings, overrides)
+    trainer = ppo_trainer(work, data, overrides)
     trainer.data.prompts = encode_prompts(prompts, trainer.models.tokenizer, max_prompt_length=10**6)  # none is cut
     batches = trainer._minibatches()
 
@@ -61,7 +61,7 @@ def production_round(work: Round, data: str, prompts: list[Prompt], settings: di
     return one_round, trainer
 
 
-def ppo_trainer(work: Round, data: str, settings: dict, overrides: list[str]):
+def ppo_trainer(work: Round, data: str, overrides: list[str]):
     size = {"rounds": 10**4, "epochs": 1, "batch_size": work.batch, "prompts_per_round": work.prompts, "k": 1}
     method = {"gamma": work.gamma, "gae_lambda": work.gae_lambda, "vf_coef": work.vf_coef}
     method |= {"cliprange": work.cliprange, "cliprange_value": work.cliprange}
@@ -70,7 +70,7 @@ def ppo_trainer(work: Round, data: str, settings: dict, overrides: list[str]):
     places |= {"beta": work.beta, "optimizer.max_grad_norm": work.max_grad_norm}
     given = [f"{key}={value}" for key, value in places.items()]
     given += [f"algorithm.{key}={value}" for key, value in (size | method).items()]
-    return make_trainer(["algorithm=ppo", "data=hh", *given, *overrides], settings)
+    return make_trainer(["algorithm=ppo", "data=hh", *given, *overrides])
 
 
 def first_prompts(model: str, data: str, count: int, max_length: int) -> list[Prompt]:
@@ -120,8 +120,8 @@ def main() -> None:
     same = {"work": todo, "data": work.data, "prompts": prompts}
     loop = {"work": todo, "prompts": texts}
     sides = {
-        "ours": Side(OURS, ours, same | {"settings": FAST, "overrides": given.override}),
-        "naive": Side(SHORT["naive"], ours, same | {"settings": NAIVE, "overrides": []}),
+        "ours": Side(OURS, ours, same | {"overrides": [*FAST, *given.override]}),
+        "naive": Side(SHORT["naive"], ours, same | {"overrides": NAIVE}),
         "plain": Side(SHORT["plain"], plain, loop | {"autocast_generation": False}),
         "plain_autocast": Side(SHORT["plain_autocast"], plain, loop | {"autocast_generation": True}),
     }

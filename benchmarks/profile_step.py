@@ -66,7 +66,7 @@ def seconds_by_group(call: Callable[[], object], vocab: int, device: str) -> dic
 
 def dpo(work: Work, overrides: list[str]) -> tuple[Callable[[], object], int]:
     """One step on the first batch, and the size of the vocabulary."""
-    trainer = dpo_trainer(work, FAST, overrides)
+    trainer = dpo_trainer(work, [*FAST, *overrides])
     pairs = encode(work, trainer.models.tokenizer, first_pairs(work))
     batch = fixed_batches(with_pairs(trainer, pairs), work.batch)[0]
     return lambda: trainer._update(batch), trainer.models.policy.config.vocab_size
@@ -75,7 +75,7 @@ def dpo(work: Work, overrides: list[str]) -> tuple[Callable[[], object], int]:
 def rollout(work: Work, overrides: list[str]) -> tuple[Callable[[], object], int]:
     """One answer to each prompt."""
     todo, prompts = ppo_work(work)
-    trainer = ppo_trainer(todo, work.data, FAST, overrides)
+    trainer = ppo_trainer(todo, work.data, [*FAST, *overrides])
     encoded = encode_prompts(prompts, trainer.models.tokenizer, 10**6)
     round = RoundOfRun(0, trainer.generators, [Costs()])
     return lambda: sample_answers(trainer.models, encoded, 1, round), trainer.models.policy.config.vocab_size
@@ -84,7 +84,7 @@ def rollout(work: Work, overrides: list[str]) -> tuple[Callable[[], object], int
 def ppo(work: Work, overrides: list[str]) -> tuple[Callable[[], object], int]:
     """One round: answers, scores, passes of reference and critic, updates."""
     todo, prompts = ppo_work(work)
-    one_round, trainer = production_round(todo, work.data, prompts, FAST, overrides)
+    one_round, trainer = production_round(todo, work.data, prompts, [*FAST, *overrides])
     return one_round, trainer.models.policy.config.vocab_size
 
 

@@ -47,7 +47,7 @@ def random_pairs(shape: Shape, vocab: int) -> Pairs:
 
 def steps(turn: Turn, work: Work, shape: Shape, overrides: list[str]) -> None:
     """The side: one step a turn."""
-    trainer = dpo_trainer(work, FAST, overrides)
+    trainer = dpo_trainer(work, [*FAST, *overrides])
     pairs = random_pairs(shape, trainer.models.policy.config.vocab_size)
     (batch,) = fixed_batches(with_pairs(trainer, pairs), shape.pairs)
     turn()

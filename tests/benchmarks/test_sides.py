@@ -45,8 +45,8 @@ def dpo_reports(work, rows, passes):
     """Two passes of each side in this process."""
     same = {"work": work, "rows": rows}
     return {
-        "naive": passes(dpo_step.ours, 2, **same, settings=NAIVE, overrides=[]),
-        "fast": passes(dpo_step.ours, 2, **same, settings=FAST, overrides=[]),
+        "naive": passes(dpo_step.ours, 2, **same, overrides=NAIVE),
+        "fast": passes(dpo_step.ours, 2, **same, overrides=FAST),
         **{
             name: passes(trl_dpo, 2, **same, settings=SETTINGS[name] | {"bf16": False}, beta=0.1, lr=dpo_step.LR)
             for name in ("TRL, defaults", "TRL, precomputed, pair by pair")
@@ -107,7 +107,7 @@ def texts(work, prompts):
 
 
 def test_both_sides_do_a_round_of_ppo(work, todo, prompts, texts, passes):
-    ours = passes(ppo_update.ours, 2, work=todo, data=work.data, prompts=prompts, settings=FAST, overrides=[])
+    ours = passes(ppo_update.ours, 2, work=todo, data=work.data, prompts=prompts, overrides=FAST)
     plain = passes(plain_ppo.plain, 2, work=todo, prompts=texts, autocast_generation=False)
     for reports in (ours, plain):
         assert all(PROMPTS <= one["new_tokens"] <= PROMPTS * NEW_TOKENS for one in reports)
