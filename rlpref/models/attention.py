@@ -37,9 +37,14 @@ def attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, atte
     return _attend(layout, module, query, key, value, kwargs["scaling"]), None
 
 
-@torch.compiler.disable  # shapes differ from span to span, and the layer's number from layer to layer
 def _attend(layout: Layout, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
     return layout.attend(module.layer_idx, query, key, value, scaling)
+
+
+def stay_out_of_graphs() -> None:
+    """For models whose layers are compiled: shapes differ from span to span, and the number from layer to layer. Not at
+    import: it loads the compiler."""
+    globals()["_attend"] = torch.compiler.disable(_attend)
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from rlpref.binding import ConfigError
+from rlpref.models.attention import stay_out_of_graphs
 from rlpref.ops.twin import compute_in, running
 
 
@@ -43,6 +44,8 @@ class Computing:
 
     def prepare_layers(self, module: nn.Module) -> None:
         """Of a model that is complete: a copy of it has layers that are not compiled."""
+        if self.compile:
+            stay_out_of_graphs()
         for layer in layers(running(module)):
             if self.compile:
                 layer.compile(dynamic=True)
