@@ -74,10 +74,12 @@ def check(config: dict, overridden: tuple[str, ...] = ()) -> Checked:
     _refuse_second_beta(config)
     kind, model = config["model"]["kind"], dict(config["model"])
     _taken(model, ("kind", "lr", "threads", "chunk"))
+    makes, given_by_code = choose(MODELS, kind, "model.kind"), int(kind in TESTBED_MODELS)
     computing = None
     if kind in LANGUAGE_MODELS:
+        _refuse_unknown(model, f"model '{kind}'", [*hyperparameters(makes), *hyperparameters(Computing)])
         computing = bind(Computing, _taken(model, hyperparameters(Computing)), f"model '{kind}'")()
-    builder = bind(choose(MODELS, kind, "model.kind"), model, f"model '{kind}'", int(kind in TESTBED_MODELS))
+    builder = bind(makes, model, f"model '{kind}'", given_by_code)
     if kind in LANGUAGE_MODELS:
         check_precision(model["dtype"], model["attn_implementation"], model["lora"])
         computing.check(wants_adapter(model["lora"]))
@@ -102,6 +104,14 @@ def check(config: dict, overridden: tuple[str, ...] = ()) -> Checked:
         bind(OptimizerSettings, config["optimizer"], "optimizer")(),
         dict(bind(_logger, config["logger"], "logger").keywords),
     )
+
+
+def _refuse_unknown(settings: dict, where: str, known: list[str]) -> None:
+    """For settings that two functions share between them."""
+    for key in settings:
+        if key not in known:
+            listed = ", ".join(known)
+            raise ConfigError(f"{where} does not use '{key}'.{did_you_mean(key, known)} It takes: {listed}.")
 
 
 def _taken(settings: dict, keys: Iterable[str]) -> dict:

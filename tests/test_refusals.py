@@ -9,6 +9,7 @@ import runs
 from rlpref import check
 from rlpref.binding import ConfigError
 
+LANGUAGE_MODEL = ["model=hf", "model.name=x", "data=jsonl", "data.path=x", "reward=none"]
 REFUSED = [  # overrides, what the message says
     (["+foo=1"], "'foo'"),
     (["+sed=1"], "'sed'.*Did you mean 'seed'"),
@@ -27,6 +28,13 @@ REFUSED = [  # overrides, what the message says
     (["algorithm=iterative_dpo", "algorithm/loss=kto"], "loss 'kto' takes data of kind 'unpaired', not 'pairs'"),
     (["algorithm=iterative_dpo", "algorithm/loss=sppo", "algorithm.loss.labels=soft"], "reads soft labels"),
     (["algorithm=aot", "training.micro_batch_size=8"], "loss 'aot' takes a minibatch as a whole.*at least.*256"),
+    (["algorithm=aot", "training.micro_batch_tokens=512"], "loss 'aot'.*training.micro_batch_tokens=null"),
+    (["training.micro_batch_tokens=0"], "micro_batch_tokens must be"),
+    (["+model.compute_dtype=bfloat16"], "model 'tabular' does not use 'compute_dtype'"),
+    ([*LANGUAGE_MODEL, "model.compute_dtype=float16"], "'compute_dtype' cannot be 'float16'"),
+    ([*LANGUAGE_MODEL, "model.compile=true", "model.checkpoint_layers=true"], "checkpoint_layers is not used with"),
+    ([*LANGUAGE_MODEL, "model.compute_dtype=bfloat16", "model.lora.r=2"], "compute_dtype is for full fine-tuning"),
+    ([*LANGUAGE_MODEL, "+model.compiled=true"], "'compiled'.*Did you mean 'compile'"),
     (["algorithm=kto", "algorithm.batch_size=1"], "loss 'kto' compares the rows of a minibatch"),
     (["algorithm=simpo", "+algorithm.loss.gama=1"], "loss 'simpo' does not use 'gama'. Did you mean 'gamma'"),
     (["algorithm=robust", "algorithm.loss.label_smoothing=0.5"], "loss 'robust' has no finite value"),

@@ -20,8 +20,12 @@ SIDES = ("chosen", "rejected")
 
 
 def at_reference(objective: Objective, pairs: Pairs, ref_logps: Callable[[Sequences], Tensor]) -> Pairs:
-    """The pairs with the log-probs that the function gives."""
-    chosen, rejected = (answer_sums(objective, ref_logps(side), side, pairs) for side in (pairs.chosen, pairs.rejected))
+    """The pairs with the log-probs that the function gives; asked for both sides at once, it reads a prompt once."""
+    both = cat([pairs.chosen, pairs.rejected])
+    tokens, n = ref_logps(both), len(pairs)
+    chosen, rejected = (
+        answer_sums(objective, tokens[rows], both[rows], pairs) for rows in (slice(0, n), slice(n, 2 * n))
+    )
     return replace(pairs, ref_chosen=chosen, ref_rejected=rejected)
 
 
