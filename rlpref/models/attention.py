@@ -39,5 +39,10 @@ def with_layout(layout: Layout) -> dict:
     return {"layout": layout, "attention_mask": torch.ones(1, 1, 1, 1, dtype=torch.bool)}
 
 
+def takes_layout(model: nn.Module) -> bool:
+    """Whether the model's attention goes through here."""
+    return getattr(getattr(model, "config", None), "_attn_implementation", None) == PACKED
+
+
 AttentionInterface.register(PACKED, attention)
 AttentionMaskInterface.register(PACKED, sdpa_mask)
