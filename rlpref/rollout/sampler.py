@@ -15,8 +15,7 @@ from rlpref.rollout.padded import PaddedDecoder
 from rlpref.rollout.shared import SharedDecoder
 from rlpref.types import Prompts, Samples, Sequences
 
-# Rows are dropped once an eighth have ended. To drop them is to copy the caches of all others, which takes about as long
-# as an eighth of the step that it saves.
+# Rows are dropped once an eighth have ended: it means to copy what all others have read, too much for each single one.
 KEPT = 7 / 8
 RANDOMNESS = "one uniform number for each prompt, answer and token"  # what decides the answers: part of cache keys
 
@@ -63,14 +62,23 @@ def sample(
     order = prompts.attention_mask.sum(1).argsort(stable=True)  # prompts of about equal length need little padding
     parts = []
     for chosen in order.split(at_once):
-        rows = (chosen[:, None] * k + torch.arange(k, device=chosen.device)).flatten()
-        part = prompts[chosen]
-        part = part.map(lambda tensor, used=int(part.attention_mask.sum(1).max()): tensor[:, -used:])
-        decoder = SharedDecoder(model, part, k, max_new_tokens) if takes_layout(model) else PaddedDecoder(model, part, k)
-        parts.append(_answers(decoder, noise[rows], temperature, eos_token_id))
-    back = order.argsort()
-    rows = (back[:, None] * k + torch.arange(k, device=back.device)).flatten()
-    return _packed(prompts, k, *(torch.cat(column)[rows] for column in zip(*parts)))
+        decoder = _decoder(model, prompts[chosen], k, max_new_tokens)
+        parts.append(_answers(decoder, noise[_answers_to(chosen, k)], temperature, eos_token_id))
+    back = _answers_to(order.argsort(), k)
+    return _packed(prompts, k, *(torch.cat(column)[back] for column in zip(*parts)))
+
+
+def _answers_to(prompts: Tensor, k: int) -> Tensor:
+    """Rows of the k answers to each of these prompts [n]."""
+    return (prompts[:, None] * k + torch.arange(k, device=prompts.device)).flatten()
+
+
+def _decoder(model: nn.Module, prompts: Prompts, k: int, max_new_tokens: int) -> Decoder:
+    longest = int(prompts.attention_mask.sum(1).max())
+    prompts = prompts.map(lambda tensor: tensor[:, -longest:])
+    if takes_layout(model):
+        return SharedDecoder(model, prompts, k, max_new_tokens)
+    return PaddedDecoder(model, prompts, k)
 
 
 def _answers(decoder: Decoder, noise: Tensor, temperature: float, eos_token_id: int) -> tuple[Tensor, Tensor, Tensor]:
