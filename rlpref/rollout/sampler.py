@@ -62,7 +62,7 @@ def sample(
     order = prompts.attention_mask.sum(1).argsort(stable=True)  # prompts of about equal length need little padding
     parts = []
     for chosen in order.split(at_once):
-        decoder = _decoder(model, prompts[chosen], k, max_new_tokens)
+        decoder = _decoder(model, prompts[chosen], k)
         parts.append(_answers(decoder, noise[_answers_to(chosen, k)], temperature, eos_token_id))
     back = _answers_to(order.argsort(), k)
     return _packed(prompts, k, *(torch.cat(column)[back] for column in zip(*parts)))
@@ -73,11 +73,11 @@ def _answers_to(prompts: Tensor, k: int) -> Tensor:
     return (prompts[:, None] * k + torch.arange(k, device=prompts.device)).flatten()
 
 
-def _decoder(model: nn.Module, prompts: Prompts, k: int, max_new_tokens: int) -> Decoder:
+def _decoder(model: nn.Module, prompts: Prompts, k: int) -> Decoder:
     longest = int(prompts.attention_mask.sum(1).max())
     prompts = prompts.map(lambda tensor: tensor[:, -longest:])
     if takes_layout(model):
-        return SharedDecoder(model, prompts, k, max_new_tokens)
+        return SharedDecoder(model, prompts, k)
     return PaddedDecoder(model, prompts, k)
 
 

@@ -1,7 +1,7 @@
 """Decoding in which all answers to a prompt read one copy of its keys and values.
 
 Each pass is one row of tokens without padding. Prompts are read once each, however many answers they get; the keys and
-values of the answers are written into buffers of their full length. For models whose attention takes a layout.
+values of the answers are written in place. For models whose attention takes a layout.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from rlpref.models.attention import with_layout
 from rlpref.rollout.grouped import Group, group_prompts
 from rlpref.types import Prompts
+
+BLOCK = 32  # tokens of each answer by which the buffers get longer
 
 
 @dataclass
@@ -42,22 +44,30 @@ class Writing:
     """The layout of the passes in which each answer reads its last token."""
 
     groups: list[Group]  # their answers in the order of the rows
-    keys: list[Tensor]  # of each layer, [answers, kv heads, longest answer, d]
+    keys: list[Tensor]  # of each layer, [answers, kv heads, room, d]; zeros where nothing has been written
     values: list[Tensor]
     read: int = 0  # tokens of each answer whose keys and values stand in the buffers
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
-        now = slice(0, self.read + 1)
         keys, values = self.keys[layer], self.values[layer]
         keys[:, :, self.read], values[:, :, self.read] = key[0].transpose(0, 1), value[0].transpose(0, 1)
         query = query[0].transpose(0, 1).unflatten(1, (keys.shape[1], -1)) * scaling  # [answers, kv heads, group, d]
-        own = query @ keys[:, :, now].mT
+        # Whole buffers, free room masked: a product with a part of them would copy that part in bfloat16 (oneDNN).
+        own = query @ keys.mT + self.room
         parts, start = [], 0
         for group in self.groups:
             rows = slice(start, start + len(group.prompt))
-            parts.append(group.attend(layer, query[rows], own[rows], values[rows, :, now]))
+            parts.append(group.attend(layer, query[rows], own[rows], values[rows]))
             start = rows.stop
         return torch.cat(parts).flatten(1, 2)[None]
+
+    def make_room(self) -> None:
+        """For one more token of each answer. Buffers get longer by a block, so that little of them is free."""
+        if self.read % BLOCK == 0:
+            self.keys = [nn.functional.pad(tensor, (0, 0, 0, BLOCK)) for tensor in self.keys]
+            self.values = [nn.functional.pad(tensor, (0, 0, 0, BLOCK)) for tensor in self.values]
+        place = torch.arange(self.keys[0].shape[2], device=self.keys[0].device)
+        self.room = self.keys[0].new_zeros(place.shape).masked_fill(place > self.read, -torch.inf)
 
     def keep(self, kept: Tensor) -> None:
         self.keys = [tensor[kept] for tensor in self.keys]
@@ -74,8 +84,8 @@ class Writing:
 class SharedDecoder:
     """Prompts read once each, whatever the number of answers (rlpref.rollout.sampler)."""
 
-    def __init__(self, model: nn.Module, prompts: Prompts, k: int, max_new_tokens: int):
-        self.model, self.max_new_tokens = model, max_new_tokens
+    def __init__(self, model: nn.Module, prompts: Prompts, k: int):
+        self.model = model
         ids = torch.where(prompts.attention_mask, prompts.ids, -1)
         distinct, which = torch.unique(ids, dim=0, return_inverse=True)
         lengths = (distinct >= 0).sum(1)
@@ -103,8 +113,7 @@ class SharedDecoder:
                 "be sampled from with packed attention. Set model.attn_implementation=sdpa."
             )
         kv_heads, _, width = reading.keys[0].shape
-        shape = len(self.rows), kv_heads, self.max_new_tokens, width
-        buffers = [[reading.keys[0].new_empty(shape) for _ in range(layers)] for _ in range(2)]
+        buffers = [[reading.keys[0].new_empty(len(self.rows), kv_heads, 0, width)] * layers for _ in range(2)]
         groups = group_prompts(reading.keys, reading.values, lengths, self.prompt)
         self.layout = Writing(groups, *buffers)
         self.position = self.lengths[self.prompt] - 1
@@ -116,6 +125,7 @@ class SharedDecoder:
 
     def step(self, tokens: Tensor) -> Tensor:
         self.position = self.position + 1
+        self.layout.make_room()
         output = self.model(
             input_ids=tokens[None],
             position_ids=self.position[None],

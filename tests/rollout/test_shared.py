@@ -21,7 +21,7 @@ from rlpref.models.attention import PACKED
 from rlpref.models.lm import apply_lora
 from rlpref.ops.logps import token_logps
 from rlpref.rollout.sampler import sample
-from rlpref.rollout.shared import SharedDecoder
+from rlpref.rollout.shared import BLOCK, SharedDecoder
 from rlpref.types import Prompts
 
 EOS, VOCAB = 0, 140  # two blocks of the draw, the second one short
@@ -69,7 +69,7 @@ def prompts(lengths=(1, 9, 3, 10, 4), low=1, seed=0):
     return Prompts(torch.where(mask, ids, 7), mask)
 
 
-def drawn(model, batch=None, k=12, n=16, temperature=1.0, **options):
+def drawn(model, batch=None, k=12, n=BLOCK + 4, temperature=1.0, **options):
     generator = torch.Generator().manual_seed(1)
     return sample(model, batch or prompts(), k, n, temperature, options.pop("eos", EOS), [generator], **options)
 
@@ -125,24 +125,26 @@ def test_equal_prompts_are_read_once():
     again = batch[torch.tensor([0, 1, 1, 3, 1, 0])]
     eos = likely_eos(model)
     require_same(drawn(model, again, eos=eos), drawn(plain(model), again, eos=eos))
-    decoder = SharedDecoder(model, again, 2, 4)
+    decoder = SharedDecoder(model, again, 2)
     with torch.no_grad():
         decoder.start()
     assert sum(len(group.padding) for group in decoder.layout.groups) == 3
 
 
 def test_no_copy_of_a_prompt_for_each_answer():
-    """Keys and values that a step reads: of each prompt once, of each answer once; nothing grows between steps."""
-    decoder = SharedDecoder(build(), prompts((9, 9, 10)), 50, 6)
+    """Keys and values that a step reads: of each prompt once, of each answer once; nothing is copied between steps but
+    once in a block of tokens."""
+    decoder = SharedDecoder(build(), prompts((9, 9, 10)), 50)
     with torch.no_grad():
         logits, _ = decoder.start()
         (group,) = decoder.layout.groups
         assert group.keys[0].shape == (3, 2, 10, 8)
-        buffers = [tensor.data_ptr() for tensor in decoder.layout.keys]
-        for _ in range(5):
+        places = []
+        for _ in range(BLOCK + 1):
             logits = decoder.step(logits.argmax(1))
-        assert [tensor.data_ptr() for tensor in decoder.layout.keys] == buffers
-        assert decoder.layout.keys[0].shape == (150, 2, 6, 8)
+            places.append((decoder.layout.keys[0].data_ptr(), tuple(decoder.layout.keys[0].shape)))
+    assert set(places[:BLOCK]) == {(places[0][0], (150, 2, BLOCK, 8))}
+    assert places[BLOCK][1] == (150, 2, 2 * BLOCK, 8)
     assert decoder.layout.groups[0].keys[0] is group.keys[0]
 
 
@@ -151,7 +153,7 @@ def test_rows_can_be_dropped_in_any_pattern():
     model, batch = build(), prompts((3, 3, 4, 9))
     tokens, left = torch.arange(1, 13), torch.arange(12)
     with torch.no_grad():
-        whole, part = SharedDecoder(model, batch, 3, 4), SharedDecoder(model, batch, 3, 4)
+        whole, part = SharedDecoder(model, batch, 3), SharedDecoder(model, batch, 3)
         for decoder in (whole, part):
             decoder.start()
             decoder.step(tokens)
@@ -170,7 +172,7 @@ def test_bfloat16_keeps_its_keys_in_bfloat16_and_its_logps_in_float32():
     exact = token_logps(plain(model).double(), samples.sequences)[0].detach()
     error, its = ((logps - exact).abs().sum() / samples.sequences.mask.sum() for logps in (samples.logps, forced))
     assert error < 1.5 * its  # no less exact than a pass over whole rows
-    decoder = SharedDecoder(model, prompts(), 1, 2)
+    decoder = SharedDecoder(model, prompts(), 1)
     with torch.no_grad():
         decoder.start()
     assert decoder.layout.keys[0].dtype == torch.bfloat16
