@@ -1,4 +1,4 @@
-"""Sampled tokens per second and peak memory: rlpref's sampler and HF `generate`, by turns, each in a process of its own.
+"""Sampled tokens per second and peak memory: rlpref and HF `generate`, by turns, each in a process of its own.
 
     python benchmarks/rollouts.py --repeats 5                              # 64 prompts x 4 answers x 64 tokens
     python benchmarks/rollouts.py --prompts 16 --dtypes bfloat16 --sides rlpref "generate, static cache"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,11 +18,13 @@ from rlpref.check import GOLD, Checked, trained_weights
 from rlpref.data.context import DataContext
 from rlpref.data.preferences import PreferenceData, make_data
 from rlpref.data.settings import source_settings
+from rlpref.data.tokenise import encode_completion
 from rlpref.models.bundle import Models
 from rlpref.models.gguf import cache_dir
 from rlpref.models.heads import ScalarHead, critic_from, scalar_model
 from rlpref.models.reference import freeze
 from rlpref.rewards.learned import LearnedReward
+from rlpref.rollout.engine import EngineContext
 from rlpref.testbed.models import TESTBED_MODELS
 from rlpref.testbed.rewards import proxy_scorer
 from rlpref.testbed.task import Testbed, make_testbed
@@ -61,12 +64,18 @@ def build(config: dict, checked: Checked) -> Parts:
         temperature=config["temperature"],
         max_new_tokens=data["max_completion_length"],
         chunk=config["training"]["chunk"],
+        engine=checked.engine(_engine_context(config, loaded.tokenizer)),
         gold=gold,
     )
     _add_scalar_models(config, checked, models)
     if config["reward"]["kind"] == "proxy":
         models.reward = proxy_scorer(task, **{key: config["reward"][key] for key in ("nu", "scale", "seed")})
     return Parts(models, preferences, task, loaded.card, reference_hash)
+
+
+def _engine_context(config: dict, tokenizer) -> EngineContext:
+    encode = partial(encode_completion, tokenizer)
+    return EngineContext(tokenizer, encode, config["training"]["chunk"], cache_dir())
 
 
 LAST_DATA: dict[str, PreferenceData] = {}  # of the jobs before in this process: a sweep reads its data once

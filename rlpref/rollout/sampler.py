@@ -65,7 +65,7 @@ def sample(
         decoder = _decoder(model, prompts[chosen], k)
         parts.append(_answers(decoder, noise[_answers_to(chosen, k)], temperature, eos_token_id))
     back = _answers_to(order.argsort(), k)
-    return _packed(prompts, k, *(torch.cat(column)[back] for column in zip(*parts)))
+    return packed(prompts, k, *(torch.cat(column)[back] for column in zip(*parts)))
 
 
 def _answers_to(prompts: Tensor, k: int) -> Tensor:
@@ -106,7 +106,7 @@ def _answers(decoder: Decoder, noise: Tensor, temperature: float, eos_token_id: 
     return tokens, logps, lengths
 
 
-def _packed(prompts: Prompts, k: int, tokens: Tensor, logps: Tensor, lengths: Tensor) -> Samples:
+def packed(prompts: Prompts, k: int, tokens: Tensor, logps: Tensor, lengths: Tensor) -> Samples:
     """Prompt and answer moved to the left edge, padding on the right."""
     device = tokens.device
     prompt_row = torch.arange(len(prompts), device=device).repeat_interleave(k)
