@@ -1,7 +1,7 @@
 """Answers from a server that speaks OpenAI's completions protocol and holds the policy's weights.
 
-Only tokens are taken from the server. Their log-probs are computed here, by the pass that training uses, so that nothing
-depends on the server's numerics.
+Only tokens are taken from the server. Their log-probs are computed here, by the pass that training uses, so that
+nothing depends on the server's numerics.
 """
 
 from __future__ import annotations
@@ -106,9 +106,9 @@ def _seeds(generators: list[torch.Generator], prompts: int, k: int) -> Tensor:
 
 @dataclass
 class TransformersServe:
-    """`transformers serve`: takes and returns text, one answer for each request, and loads the model from the folder that
-    a request names. Answers are encoded again, which can give other tokens than were drawn, and special tokens inside
-    an answer are lost."""
+    """`transformers serve`: takes and returns text, one answer for each request, and loads the model from the folder
+    that a request names. Answers are encoded again, which can give other tokens than were drawn, and special tokens
+    inside an answer are lost."""
 
     client: httpx.Client
     tokenizer: Any
@@ -118,9 +118,8 @@ class TransformersServe:
         whole = copy.deepcopy(policy).merge_and_unload() if has_adapter(policy) else policy
         whole.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
-        post(
-            self.client, f"{str(self.client.base_url).rstrip('/').removesuffix('/v1')}/reset", {}
-        )  # drops older weights
+        root = str(self.client.base_url).rstrip("/").removesuffix("/v1")
+        post(self.client, f"{root}/reset", {})  # the server would keep the weights of earlier rounds for minutes
         return str(folder.resolve())
 
     def answers(self, model: str, ask: Ask) -> list[list[int]]:
