@@ -13,13 +13,14 @@ import yaml
 from torch import nn
 
 from rlpref import checkpoint
-from rlpref.binding import ConfigError, choose
+from rlpref.binding import ConfigError, choose, hyperparameters
 from rlpref.check import GOLD, Checked, trained_weights
 from rlpref.data.context import DataContext
 from rlpref.data.preferences import PreferenceData, make_data
 from rlpref.data.settings import source_settings
 from rlpref.data.tokenise import encode_completion
 from rlpref.models.bundle import Models
+from rlpref.models.computing import Computing
 from rlpref.models.gguf import cache_dir
 from rlpref.models.heads import ScalarHead, critic_from, scalar_model
 from rlpref.models.reference import freeze
@@ -51,6 +52,8 @@ def build(config: dict, checked: Checked) -> Parts:
         _require_same_model(config, Path(config["init"]), "init", ("model", "testbed"))
         checkpoint.load_weights(policy, trained_weights(config["init"], "policy"))
     gold = choose(GOLD, str(data["gold"]), "data.gold")(task, loaded.tokenizer)
+    if checked.computing:
+        checked.computing.cast(policy)
     initial = freeze(policy)
     reference_hash = initial.hash
     preferences = _shared_data(config, reference_hash, lambda: _make_data(config, loaded.tokenizer, policy, task, gold))
@@ -70,12 +73,25 @@ def build(config: dict, checked: Checked) -> Parts:
     _add_scalar_models(config, checked, models)
     if config["reward"]["kind"] == "proxy":
         models.reward = proxy_scorer(task, **{key: config["reward"][key] for key in ("nu", "scale", "seed")})
+    if checked.computing:
+        _prepare(models, checked.computing)
     return Parts(models, preferences, task, loaded.card, reference_hash)
 
 
 def _engine_context(config: dict, tokenizer) -> EngineContext:
     encode = partial(encode_completion, tokenizer)
     return EngineContext(tokenizer, encode, config["training"]["chunk"], cache_dir())
+
+
+def _prepare(models: Models, computing: Computing) -> None:
+    """Every language model of the run computes alike."""
+    scorers = [models.critic, models.reward_model, getattr(models.reward, "model", None)]
+    decoders = [scorer.backbone for scorer in scorers if scorer]
+    for decoder in decoders:
+        computing.cast(decoder)
+    compared = [reference.model for reference in (models.initial, models.ref) if reference]
+    for module in {id(module): module for module in (models.policy, *compared, *decoders)}.values():
+        computing.prepare_layers(module)
 
 
 LAST_DATA: dict[str, PreferenceData] = {}  # of the jobs before in this process: a sweep reads its data once
@@ -138,7 +154,7 @@ def _load_reward_model(config: dict, models: Models, empty: ScalarHead) -> Scala
 
 def _require_same_model(config: dict, run: Path, key: str, sections: tuple[str, ...]) -> None:
     """Weights of another run fit where these sections are equal, up to how the model is trained and computed."""
-    free = ("lr", "threads", "chunk", "attn_implementation")
+    free = ("lr", "threads", "chunk", "attn_implementation", *hyperparameters(Computing))
     written = yaml.safe_load((run / "config.yaml").read_text())
     for section in sections:
         there, here = (

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from rlpref.binding import ConfigError, choose, did_you_mean
-from rlpref.models.attention import PACKED
+from rlpref.models.attention import PACKED, check_packed
 from rlpref.models.hashing import tokenizer_hash
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -61,6 +61,8 @@ def finish(policy: PreTrainedModel, tokenizer, name: str, lora: Mapping[str, Any
     policy.get_output_embeddings().register_forward_pre_hook(_contiguous)
     base = policy
     policy = apply_lora(base, lora).eval()  # Dropout stays off: policy and reference agree at step 0.
+    if base.config._attn_implementation == PACKED:
+        check_packed(policy)
     counts = {p: p.numel() for p in policy.parameters()}
     card = {
         "name": name,

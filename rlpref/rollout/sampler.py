@@ -7,9 +7,10 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from rlpref.models.attention import takes_layout
 from rlpref.ops.blocks import uniform
 from rlpref.ops.masked import last_masked
+from rlpref.ops.packing import is_packed
+from rlpref.ops.twin import running
 from rlpref.rollout.draw import draw
 from rlpref.rollout.padded import PaddedDecoder
 from rlpref.rollout.shared import SharedDecoder
@@ -57,6 +58,7 @@ def sample(
     """
     if temperature <= 0:
         raise ValueError(f"sampling needs temperature > 0, got {temperature}")
+    model = running(model)
     noise = uniform(generators, len(prompts) * k, max_new_tokens)
     at_once = max(1, batch_size // k)
     order = prompts.attention_mask.sum(1).argsort(stable=True)  # prompts of about equal length need little padding
@@ -76,7 +78,7 @@ def _answers_to(prompts: Tensor, k: int) -> Tensor:
 def _decoder(model: nn.Module, prompts: Prompts, k: int) -> Decoder:
     longest = int(prompts.attention_mask.sum(1).max())
     prompts = prompts.map(lambda tensor: tensor[:, -longest:])
-    if takes_layout(model):
+    if is_packed(model):
         return SharedDecoder(model, prompts, k)
     return PaddedDecoder(model, prompts, k)
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from rlpref.models.attention import with_layout
+from rlpref.ops.packing import with_layout
 from rlpref.rollout.grouped import Group, group_prompts
 from rlpref.types import Prompts
 
@@ -104,7 +104,7 @@ class SharedDecoder:
             position_ids=(real.long().cumsum(1) - 1)[real][None],
             use_cache=False,
             logits_to_keep=self.lengths.cumsum(0) - 1,
-            **with_layout(reading),
+            **with_layout(reading, self.ids.device),
         )
         layers = self.model.config.num_hidden_layers
         if len(reading.keys) != layers:
@@ -130,7 +130,7 @@ class SharedDecoder:
             input_ids=tokens[None],
             position_ids=self.position[None],
             use_cache=False,
-            **with_layout(self.layout),
+            **with_layout(self.layout, tokens.device),
         )
         self.layout.read += 1
         return output.logits[0]
