@@ -10,9 +10,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from rlpref.binding import ConfigError
 from rlpref.data.tokenise import encode_completion, encode_prompts
-from rlpref.models.attention import PACKED
 from rlpref.models.lm import apply_lora
 from rlpref.ops.logps import token_logps
+from rlpref.ops.packing import PACKED
 from rlpref.rollout import server as server_module
 from rlpref.rollout.engine import EngineContext, openai
 from rlpref.rollout.server import ServerError

@@ -17,9 +17,12 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from rlpref.models.attention import PACKED
+from rlpref.binding import ConfigError
+from rlpref.data.tokenise import encode_prompts
+from rlpref.models.gguf import smollm2_135m
 from rlpref.models.lm import apply_lora
 from rlpref.ops.logps import token_logps
+from rlpref.ops.packing import PACKED
 from rlpref.rollout.sampler import sample
 from rlpref.rollout.shared import BLOCK, SharedDecoder
 from rlpref.types import Prompts
@@ -193,3 +196,21 @@ def test_a_model_whose_layers_do_not_get_the_layout_is_refused():
         layer.self_attn.forward = lambda *args, forward=forward, layout=None, **kwargs: forward(*args, **kwargs)
     with pytest.raises(ValueError, match="0 of the 3 layers of LlamaForCausalLM read the layout"):
         drawn(model)
+
+
+@pytest.mark.slow
+def test_the_real_model_gives_the_same_answers_and_exact_logps():
+    """SmolLM2-135M in float32, prompts of uneven length."""
+    try:
+        loaded = smollm2_135m("float32", PACKED, None)
+    except ConfigError as error:
+        pytest.skip(str(error))
+    texts = ["Why is the sky blue?", "Tell me a story about a cat who sails around the world alone.", "Hi", "1, 2, 3,"]
+    turns = [[{"role": "user", "content": text}] for text in texts]
+    batch = encode_prompts(turns, loaded.tokenizer, 64)
+    model, eos = loaded.policy, loaded.tokenizer.eos_token_id
+    found = drawn(model, batch, k=3, n=12, eos=eos)
+    require_same(found, drawn(plain(model), batch, k=3, n=12, eos=eos))
+    with torch.no_grad():
+        forced = token_logps(model, found.sequences)[0]
+    torch.testing.assert_close(found.logps, forced, atol=1e-4, rtol=0)
