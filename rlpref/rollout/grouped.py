@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-SHORTEST = 0.7  # of a group's longest prompt: more groups would cost more in calls than they save in padding
+SHORTEST = 0.5  # of a group's longest prompt: more groups cost as much in calls as they save in padding
 
 
 @dataclass
