@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -23,7 +24,9 @@ from rlpref.models.bundle import Models
 from rlpref.models.computing import Computing
 from rlpref.models.gguf import cache_dir
 from rlpref.models.heads import ScalarHead, critic_from, scalar_model
-from rlpref.models.reference import freeze
+from rlpref.models.lm import LoadedModel, wants_adapter
+from rlpref.models.reference import Reference, freeze
+from rlpref.models.reference_cache import ReferenceCache, what_decides
 from rlpref.rewards.learned import LearnedReward
 from rlpref.rollout.engine import EngineContext
 from rlpref.testbed.models import TESTBED_MODELS
@@ -44,18 +47,11 @@ def build(config: dict, checked: Checked) -> Parts:
     """Model, reference, scorers and data of a checked configuration."""
     kind, data = config["model"]["kind"], config["data"]
     task = make_testbed(**config["testbed"]) if kind in TESTBED_MODELS else None
-    loaded = checked.model(task) if task else checked.model()
-    device = _device(config["device"])
-    policy = loaded.policy.to(device).eval()
+    start = _shared_start(config, checked, task)
+    loaded, initial, reference_hash = start.loaded, start.initial, start.hash
+    policy = loaded.policy
     _check_lengths(policy, data)
-    if config["init"]:
-        _require_same_model(config, Path(config["init"]), "init", ("model", "testbed"))
-        checkpoint.load_weights(policy, trained_weights(config["init"], "policy"))
     gold = choose(GOLD, str(data["gold"]), "data.gold")(task, loaded.tokenizer)
-    if checked.computing:
-        checked.computing.cast(policy)
-    initial = freeze(policy)
-    reference_hash = initial.hash
     preferences = _shared_data(config, reference_hash, lambda: _make_data(config, loaded.tokenizer, policy, task, gold))
     models = Models(
         policy=policy,
@@ -70,6 +66,8 @@ def build(config: dict, checked: Checked) -> Parts:
         engine=checked.engine(_engine_context(config, loaded.tokenizer)),
         gold=gold,
     )
+    if checked.reference.cache and not task:
+        _keep_log_probs(models, reference_hash, loaded.card)
     _add_scalar_models(config, checked, models)
     if config["reward"]["kind"] == "proxy":
         models.reward = proxy_scorer(task, **{key: config["reward"][key] for key in ("nu", "scale", "seed")})
@@ -92,6 +90,66 @@ def _prepare(models: Models, computing: Computing) -> None:
     compared = [reference.model for reference in (models.initial, models.ref) if reference]
     for module in {id(module): module for module in (models.policy, *compared, *decoders)}.values():
         computing.prepare_layers(module)
+
+
+@dataclass
+class Start:
+    """The policy before training, and the same frozen."""
+
+    loaded: LoadedModel
+    initial: Reference
+    hash: str
+
+
+LAST_START: dict[str, Start] = {}  # of the job before in this process: a sweep reads and hashes its weights once
+
+
+def _shared_start(config: dict, checked: Checked, task: Testbed | None) -> Start:
+    """A new policy, copied from the frozen one of the job before where both start from the same files. An adapter
+    starts as its seed says, a table is made in no time, and a frozen twin is rounded: these are always built."""
+    model = {key: value for key, value in config["model"].items() if key not in ("lr", "threads", "chunk")}
+    if config["init"] or wants_adapter(model.get("lora")) or model["kind"] == "tabular" or model.get("compute_dtype"):
+        LAST_START.clear()
+        return _start(config, checked, task)
+    key = json.dumps([model, task and config["testbed"], config["device"], _files(model)], sort_keys=True)
+    if (known := LAST_START.get(key)) is None:
+        LAST_START.clear()  # before the next is read: never two in memory
+        known = LAST_START[key] = _start(config, checked, task)
+        return known
+    policy = copy.deepcopy(known.initial.model).requires_grad_(True)
+    return Start(replace(known.loaded, policy=policy), Reference(known.initial.model, adapter_off=False), known.hash)
+
+
+def _start(config: dict, checked: Checked, task: Testbed | None) -> Start:
+    loaded = checked.model(task) if task else checked.model()
+    policy = loaded.policy.to(_device(config["device"])).eval()
+    if config["init"]:
+        _require_same_model(config, Path(config["init"]), "init", ("model", "testbed"))
+        checkpoint.load_weights(policy, trained_weights(config["init"], "policy"))
+    if checked.computing:
+        checked.computing.cast(policy)
+    initial = freeze(policy)
+    return Start(loaded, initial, initial.hash)
+
+
+def _files(model: dict) -> list:
+    """Names, sizes and times of what the settings name on disk: it may change between two jobs."""
+    paths = [Path(value).expanduser() for value in model.values() if isinstance(value, str)]
+    found = [file for path in paths for file in (sorted(path.iterdir()) if path.is_dir() else [path]) if file.is_file()]
+    return [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in found]
+
+
+def _keep_log_probs(models: Models, initial_hash: str, card: dict) -> None:
+    """On disk, those of the references, which must be fixed."""
+    for reference in {id(one): one for one in (models.initial, models.ref)}.values():
+        settings = {
+            "weights": initial_hash if reference is models.initial else reference.hash,
+            "tokenizer": card["tokenizer_hash"],  # and chat template
+            "adapter": None if reference.adapter_off else card["lora"],  # its scale is no weight
+            "temperature": models.temperature,
+            "chunk": models.chunk,
+        }
+        reference.cache = ReferenceCache(cache_dir() / "reference", what_decides(reference.model) | settings)
 
 
 LAST_DATA: dict[str, PreferenceData] = {}  # of the jobs before in this process: a sweep reads its data once

@@ -33,7 +33,7 @@ MODELS = TESTBED_MODELS | LANGUAGE_MODELS
 SECTIONS = (
     *("algorithm", "model", "data", "reward", "reference", "budget", "evaluation", "optimizer", "logger", "rollout"),
     *("training", "testbed"),
-    *("beta", "temperature", "seed", "replicas", "init", "device", "threads"),
+    *("beta", "temperature", "seed", "replicas", "side_by_side", "init", "device", "threads"),
 )
 POSITIVE = {"rounds", "epochs", "batch_size", "prompts_per_round", "k", "times", "prompts", "pairs"}
 POSITIVE |= {"micro_batch_size", "micro_batch_tokens", "chunk", "log_every", "checkpoint_every", "max_steps"}
@@ -125,6 +125,7 @@ def _run(
     temperature: float,
     seed: int,
     replicas: int,
+    side_by_side: bool,
     init: str | None,
     device: Literal["auto", "cpu", "cuda"],
     threads: int | None,
@@ -211,6 +212,8 @@ def _refuse_unread(config: dict, overridden: tuple[str, ...]) -> None:
         raise ConfigError(f"algorithm '{name}' does not use 'beta', the weight of a KL.{own}")
     if "data.test_fraction" in overridden and config["data"].get("source") == "testbed":
         raise ConfigError("data source 'testbed' does not use 'test_fraction': set data.test_pairs.")
+    if "reference.cache" in overridden and kind in TESTBED_MODELS:
+        raise ConfigError(f"model '{kind}' does not use 'reference.cache': its log-probs are computed in no time.")
     unread = [key for key in overridden if key.startswith("testbed.")]
     if unread and kind not in TESTBED_MODELS:
         raise ConfigError(f"model '{kind}' does not use '{unread[0]}': that is for model=tabular and model=tiny.")

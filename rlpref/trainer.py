@@ -11,7 +11,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from transformers import get_scheduler
 
 from rlpref import checkpoint
 from rlpref.algorithms.algorithm import Algorithm, Costs, Round, StartError, charge_tokens
@@ -33,6 +32,7 @@ from rlpref.update import (
     clip,
     learning_rates,
     make_optimizer,
+    make_schedule,
     parameters,
     restore_share,
     share_of,
@@ -124,8 +124,7 @@ class Trainer:
     def _optimizer(self, s: OptimizerSettings):
         lrs = [run.optimizer.lr for run in self.runs]
         optimizer = make_optimizer(self.trained, lrs, self.algorithm.trains, s.weight_decay)
-        warmup = round(s.warmup * self.total)
-        return optimizer, get_scheduler(s.schedule, optimizer, warmup, self.total)
+        return optimizer, make_schedule(s, optimizer, self.total)
 
     def train(self) -> list[dict[str, float]]:
         """Trains to the end (from the last checkpoints where there are any); returns each run's last evaluation."""

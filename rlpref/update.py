@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
@@ -21,7 +22,7 @@ Trained = dict[str, list[Tensor]]  # the parameters that one run trains, by thei
 
 @dataclass
 class OptimizerSettings:
-    """AdamW with a learning-rate schedule of transformers."""
+    """AdamW with a learning-rate schedule, those of transformers' `get_scheduler`."""
 
     lr: float
     schedule: Literal["linear", "cosine", "constant", "constant_with_warmup"]
@@ -51,6 +52,23 @@ def _count_writes(optimizer: torch.optim.Optimizer, *_) -> None:
     """The fused step does not tell that it has written: a twin (rlpref.ops.twin) would keep the old weights."""
     for group in optimizer.param_groups:
         torch.autograd.graph.increment_version(group["params"])
+
+
+def make_schedule(settings: OptimizerSettings, optimizer: torch.optim.Optimizer, steps: int):
+    """The share of the learning rate after so many steps. Written out: transformers' would load its whole trainer."""
+    warmup = round(settings.warmup * steps)
+    falling = max(1, steps - warmup)
+
+    def share(step: int) -> float:
+        if step < warmup:
+            return step / warmup
+        if settings.schedule == "linear":
+            return max(0.0, (steps - step) / falling)
+        if settings.schedule == "cosine":
+            return max(0.0, 0.5 * (1 + math.cos(math.pi * (step - warmup) / falling)))
+        return 1.0
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, share)
 
 
 def parameters(modules: dict[str, nn.Module]) -> Trained:

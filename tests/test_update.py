@@ -1,10 +1,22 @@
 """Several runs share one optimizer and none feels another."""
 
+from functools import partial
+
 import pytest
 import torch
+from transformers import get_scheduler
 
 from rlpref.types import Sequences
-from rlpref.update import Passes, clip, learning_rates, make_optimizer, restore_share, share_of
+from rlpref.update import (
+    OptimizerSettings,
+    Passes,
+    clip,
+    learning_rates,
+    make_optimizer,
+    make_schedule,
+    restore_share,
+    share_of,
+)
 
 
 def trained(runs: int) -> list[dict]:
@@ -100,3 +112,25 @@ def test_a_step_of_the_optimizer_counts_as_a_write():
     before = run["policy"][0]._version
     optimizer.step()
     assert run["policy"][0]._version > before
+
+
+@pytest.mark.parametrize("warmup", [0.0, 0.1, 0.3, 1.0])
+@pytest.mark.parametrize("name", ["linear", "cosine", "constant", "constant_with_warmup"])
+def test_schedules_are_those_of_transformers(name, warmup):
+    if name == "constant" and warmup:
+        return  # refused
+
+    def rates(make, steps) -> list[float]:
+        optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.123)
+        schedule, found = make(optimizer, round(warmup * steps), steps), []
+        for _ in range(steps + 2):
+            found.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            schedule.step()
+        return found
+
+    settings = OptimizerSettings(0.123, name, warmup, 0.0, 1.0)
+    for steps in (1, 7, 50):
+        theirs = rates(partial(get_scheduler, name), steps)
+        ours = rates(lambda optimizer, _, steps: make_schedule(settings, optimizer, steps), steps)
+        assert ours == pytest.approx(theirs, rel=1e-12)

@@ -118,7 +118,9 @@ class Evaluator:
         if pairs is None:
             return {}
         if "pairs" not in self._reference:
-            self._reference["pairs"] = [m.ref_logps(side, m.initial).sum(1) for side in (pairs.chosen, pairs.rejected)]
+            self._reference["pairs"] = [
+                m.fixed_ref_logps(side, m.initial).sum(1) for side in (pairs.chosen, pairs.rejected)
+            ]
         ref_chosen, ref_rejected = self._reference["pairs"]
         chosen, rejected = measured.chosen, measured.rejected
         margins = (chosen - ref_chosen) - (rejected - ref_rejected)

@@ -6,13 +6,12 @@ their own, bring a layout that knows which token sees which.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Protocol
 
 import torch
+import transformers
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
 
 from rlpref.binding import ConfigError
 from rlpref.ops import scores
@@ -32,15 +31,15 @@ class Layout(Protocol):
 def attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask, layout=None, **kwargs):
     """What HF's layers call. ValueError for a layer that looks back over a window: a layout knows of none."""
     if layout is None:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+        return transformers.AttentionInterface()["sdpa"](module, query, key, value, attention_mask, **kwargs)
     if kwargs.get("sliding_window") is not None:
         raise ValueError("packed attention knows no sliding window: set model.attn_implementation=sdpa.")
-    return _attend(layout, module.layer_idx, query, key, value, kwargs["scaling"]), None
+    return _attend(layout, module, query, key, value, kwargs["scaling"]), None
 
 
 @torch.compiler.disable  # shapes differ from span to span, and the layer's number from layer to layer
-def _attend(layout: Layout, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
-    return layout.attend(layer, query, key, value, scaling)
+def _attend(layout: Layout, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+    return layout.attend(module.layer_idx, query, key, value, scaling)
 
 
 @torch.no_grad()
@@ -68,5 +67,8 @@ def check_packed(model: nn.Module) -> None:
         raise ConfigError(f"{type(model).__name__} {mend} Log-probs would be off by {furthest:.2g} nats.")
 
 
-AttentionInterface.register(PACKED, attention)
-AttentionMaskInterface.register(PACKED, sdpa_mask)
+@cache
+def register() -> None:
+    """Makes the name known to HF's models. Not at import: that would load HF's models for runs that have none."""
+    transformers.AttentionInterface.register(PACKED, attention)
+    transformers.AttentionMaskInterface.register(PACKED, transformers.AttentionMaskInterface()["sdpa"])

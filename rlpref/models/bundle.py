@@ -84,6 +84,13 @@ class Models:
             found = in_chunks(lambda part: token_logps(model, part, self.temperature)[0], rows, self.chunk)
         return found[again]
 
+    def fixed_ref_logps(self, sequences: Sequences, reference: Reference | None = None) -> Tensor:
+        """`ref_logps` of rows that other runs read, too: from disk where the reference keeps them there."""
+        reference = reference or self.ref
+        if reference.cache is None:
+            return self.ref_logps(sequences, reference)
+        return reference.cache.logps(sequences, lambda rows: self.ref_logps(rows, reference))
+
     def compare_with_initial(self, sequences: Sequences) -> Comparison:
         """The policy beside the reference it started from, no gradient, in chunks."""
 

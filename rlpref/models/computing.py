@@ -9,7 +9,6 @@ from typing import Literal
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from rlpref.binding import ConfigError
 from rlpref.ops.twin import compute_in, running
@@ -43,14 +42,16 @@ class Computing:
             compute_in(module, getattr(torch, self.compute_dtype))
 
     def prepare_layers(self, module: nn.Module) -> None:
-        """Of a model that is complete: layers that are compiled or checkpointed do not survive a copy of it."""
+        """Of a model that is complete: a copy of it has layers that are not compiled."""
         for layer in layers(running(module)):
             if self.compile:
                 layer.compile(dynamic=True)
-            if self.checkpoint_layers:
+            if self.checkpoint_layers and "forward" not in vars(layer):
                 layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
 
 
 def layers(model: nn.Module) -> list[nn.Module]:
     """The decoder layers of a HF model, in their order."""
+    from transformers.modeling_layers import GradientCheckpointingLayer  # loads HF's models: not for runs without one
+
     return [part for part in model.modules() if isinstance(part, GradientCheckpointingLayer)]

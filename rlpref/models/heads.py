@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from rlpref.binding import ConfigError
 from rlpref.models.lm import has_adapter, lora_config, refuse_trained_bfloat16, wants_adapter
@@ -56,7 +56,7 @@ def backbone_of(model: nn.Module) -> nn.Module:
     """The decoder under a causal LM (HF, HF under a peft adapter, or one that keeps it in `.model`): the part
     that returns `.last_hidden_state`."""
     causal = model.get_base_model() if has_adapter(model) else model
-    return causal.base_model if isinstance(causal, PreTrainedModel) else causal.model
+    return causal.base_model if isinstance(causal, transformers.PreTrainedModel) else causal.model
 
 
 def scalar_model(policy: nn.Module, lora: Mapping[str, Any] | None, generator: torch.Generator) -> ScalarHead:

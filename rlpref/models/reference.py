@@ -12,6 +12,7 @@ from torch import nn
 
 from rlpref.models.hashing import base_hash, weights_hash
 from rlpref.models.lm import has_adapter
+from rlpref.models.reference_cache import ReferenceCache
 from rlpref.ops.twin import running
 
 
@@ -21,6 +22,7 @@ class Reference:
 
     model: nn.Module
     adapter_off: bool
+    cache: ReferenceCache | None = None  # of a reference that never moves, where its log-probs are kept on disk
 
     @property
     def hash(self) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -10,17 +10,41 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import scaled_dot_product_attention
 
 
-class Span(NamedTuple):
-    """Queries that stand together, and the keys they may see."""
+@dataclass
+class Span:
+    """Tokens that stand together, and what their queries may see: tokens of a span before, then their own."""
 
-    queries: slice
-    keys: list[slice]
+    own: slice
+    before: slice | None
     sees: Tensor  # [queries, keys] bool
+    biases: dict[tuple, Tensor] = field(default_factory=dict)
+
+    def bias(self, dtype: torch.dtype, times: int = 1) -> Tensor:
+        """[times * queries, keys] what is added to the scores: 0, or -inf where nothing is seen. Kept: all layers of a
+        model ask for the same."""
+        if (dtype, times) not in self.biases:
+            bias = torch.zeros(self.sees.shape, dtype=dtype, device=self.sees.device).masked_fill_(
+                ~self.sees, -torch.inf
+            )
+            self.biases[dtype, times] = bias.repeat(times, 1)
+        return self.biases[dtype, times]
+
+    def keys(self, states: Tensor) -> Tensor:
+        """[.., keys, d] of [.., N, d]."""
+        own = states[..., self.own, :]
+        return own if self.before is None else torch.cat([states[..., self.before, :], own], -2)
+
+    def add_keys_(self, to: Tensor, gradient: Tensor) -> None:
+        """Gradients [.., keys, d] into [.., N, d], where those of the span itself are not written yet."""
+        width = self.own.stop - self.own.start
+        to[..., self.own, :] = gradient[..., -width:, :]
+        if self.before is not None:
+            to[..., self.before, :] += gradient[..., :-width, :]
 
 
 def span_attention(query: Tensor, key: Tensor, value: Tensor, spans: list[Span], scaling: float) -> Tensor:
-    """[1, N, heads, d] from query [1, heads, N, d] and key, value [1, kv heads, N, d]. The spans' queries one after the
-    other are the N tokens.
+    """[1, N, heads, d] from query [1, heads, N, d] and key, value [1, kv heads, N, d]. The N tokens are
+    the spans one after the other.
 
     On a CPU the backward pass is our own: that of torch takes three times as long on spans of a few hundred tokens.
     """
@@ -33,10 +57,10 @@ def _forward(query: Tensor, key: Tensor, value: Tensor, spans: list[Span], scali
     gqa = query.shape[1] != key.shape[1]
     outputs = [
         scaled_dot_product_attention(
-            query[:, :, span.queries],
-            _gathered(key, span.keys),
-            _gathered(value, span.keys),
-            attn_mask=span.sees,
+            query[:, :, span.own],
+            span.keys(key),
+            span.keys(value),
+            attn_mask=span.bias(query.dtype),
             scale=scaling,
             enable_gqa=gqa,
         )
@@ -57,38 +81,18 @@ class _SpanAttention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, by_output):
-        query, key, value = ctx.saved_tensors
-        by_query, by_key, by_value = (torch.zeros_like(states) for states in (query, key, value))
-        shared = key.shape[1]
+        query, key, value = (states[0] for states in ctx.saved_tensors)
+        by_query, by_key, by_value = (torch.empty_like(states) for states in (query, key, value))
+        shared, times = len(key), len(query) // len(key)
         for span in ctx.spans:
-            queries, upstream = (_stacked(states[0, :, span.queries], shared) for states in (query, by_output))
-            keys, values = (_gathered(states, span.keys)[0] for states in (key, value))
-            hidden = torch.zeros(span.sees.shape, dtype=query.dtype).masked_fill_(~span.sees, -torch.inf)
-            hidden = hidden.repeat(query.shape[1] // shared, 1)
-            scores = torch.baddbmm(hidden, queries, keys.transpose(1, 2), alpha=ctx.scaling)
-            p = scores.softmax(-1)
+            queries, upstream = (s[:, span.own].reshape(shared, -1, s.shape[-1]) for s in (query, by_output[0]))
+            keys, values = span.keys(key), span.keys(value)
+            bias = span.bias(query.dtype, times)
+            p = torch.baddbmm(bias, queries, keys.transpose(1, 2), alpha=ctx.scaling).softmax(-1)
             by_p = torch.bmm(upstream, values.transpose(1, 2))
             by_scores = torch._softmax_backward_data(by_p, p, -1, p.dtype)
-            _add(by_value, span.keys, torch.bmm(p.transpose(1, 2), upstream))
-            _add(by_key, span.keys, torch.bmm(by_scores.transpose(1, 2), queries).mul_(ctx.scaling))
+            span.add_keys_(by_value, torch.bmm(p.transpose(1, 2), upstream))
+            span.add_keys_(by_key, torch.bmm(by_scores.transpose(1, 2), queries).mul_(ctx.scaling))
             by_queries = torch.bmm(by_scores, keys).mul_(ctx.scaling)
-            by_query[0, :, span.queries] = by_queries.view(query.shape[1], -1, query.shape[3])
-        return by_query, by_key, by_value, None, None
-
-
-def _stacked(states: Tensor, shared: int) -> Tensor:
-    """[kv heads, heads / kv heads * n, d] of [heads, n, d]."""
-    return states.reshape(shared, -1, states.shape[-1])
-
-
-def _gathered(states: Tensor, places: list[slice]) -> Tensor:
-    """[1, heads, n, d] of [1, heads, N, d] the tokens at these places, in a row."""
-    parts = [states[:, :, place] for place in places]
-    return parts[0] if len(parts) == 1 else torch.cat(parts, 2)
-
-
-def _add(to: Tensor, places: list[slice], gradient: Tensor) -> None:
-    """Adds gradients [heads, n, d] to the tokens that `_gathered` took."""
-    lengths = [place.stop - place.start for place in places]
-    for place, part in zip(places, gradient.split(lengths, 1)):
-        to[0, :, place] += part
+            by_query[:, span.own] = by_queries.view(len(query), -1, query.shape[-1])
+        return by_query[None], by_key[None], by_value[None], None, None

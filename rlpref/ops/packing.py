@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from rlpref.ops.attention import Span, span_attention
 from rlpref.types import Sequences
 
-
 PACKED = "packed"  # the name of the attention implementation
 
 
@@ -125,7 +124,7 @@ def pack(sequences: Sequences, last: bool = False) -> Packed:
 
 def _spans(starts: list[int], device: torch.device) -> list[Span]:
     """Of one group: the places where its prompt and its answers start, and its end. All of it in one product where that
-    is at most twice the work, else the prompt and every answer apart."""
+    is hardly more work, else the prompt and every answer apart."""
     prompt, end = slice(starts[0], starts[1]), starts[-1]
     answers = [slice(start, stop) for start, stop in pairwise(starts[1:]) if start < stop]
     lengths = [one.stop - one.start for one in answers]
@@ -136,10 +135,10 @@ def _spans(starts: list[int], device: torch.device) -> list[Span]:
     def causal(rows: int, columns: int) -> Tensor:
         return torch.ones(rows, columns, dtype=torch.bool, device=device).tril(columns - rows)
 
-    if whole <= 2 * apart:
+    if whole <= 1.3 * apart:
         sees = causal(end - starts[0], end - starts[0])
         for start, stop in pairwise(starts[1:]):
             sees[stop - starts[0] :, start - starts[0] : stop - starts[0]] = False
-        return [Span(slice(starts[0], end), [slice(starts[0], end)], sees)]
-    own = [Span(one, [prompt, one], causal(length, width + length)) for one, length in zip(answers, lengths)]
-    return [Span(prompt, [prompt], causal(width, width)), *own]
+        return [Span(slice(starts[0], end), None, sees)]
+    own = [Span(one, prompt, causal(length, width + length)) for one, length in zip(answers, lengths)]
+    return [Span(prompt, None, causal(width, width)), *own]

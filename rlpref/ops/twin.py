@@ -1,8 +1,8 @@
 """Full fine-tuning in bfloat16 without losing small updates: a module keeps its weights in float32, and a twin in
 bfloat16 does the computing.
 
-The optimizer, checkpoints and hashes know the weights in float32 alone. Gradients of the twin are added to theirs as soon
-as they are there, so that sums over micro-batches are in float32. Micikevicius et al. 2018 (1710.03740), section 3.1.
+The optimizer, checkpoints and hashes know the weights in float32 alone. Gradients of the twin are added to theirs as
+soon as they are there, so that sums over micro-batches are in float32. Micikevicius et al. 2018 (1710.03740), 3.1.
 """
 
 from __future__ import annotations

@@ -12,7 +12,6 @@ from torch import nn
 
 from rlpref.binding import ConfigError
 from rlpref.rollout.sampler import sample
-from rlpref.rollout.server import DIALECTS, ServerEngine, connect
 from rlpref.types import Prompts, Samples
 
 AT_LEAST = 256  # rows at once: a step reads all weights for however few rows, and holds no logits but the last ones
@@ -71,10 +70,12 @@ def openai(
     folder: str | None,
     concurrency: int,
     timeout: float,
-) -> ServerEngine:
+) -> Engine:
     """A server with the completions endpoint of OpenAI under `base_url`. New weights are written to `folder` (null: one
     in this user's cache), which it must be able to read. At most `concurrency` requests at a time, of at most `timeout`
     seconds each."""
+    from rlpref.rollout.server import DIALECTS, ServerEngine, connect  # loads HF, which no testbed needs
+
     if timeout <= 0:
         raise ConfigError(f"rollout.timeout must be above 0 seconds, not {timeout}.")
     return ServerEngine(

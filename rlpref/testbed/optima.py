@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from scipy.optimize import brentq
 from torch import Tensor
 
 from rlpref.testbed.exact import answer_logps, lengths
@@ -105,6 +104,8 @@ def frontier_reward(task: Testbed, ref: Tensor, rewards: Tensor, kl: float) -> f
         return _tilted(mass, flat, math.exp(log_beta))[0] - kl
 
     low, high = -12.0, 12.0
+    from scipy.optimize import brentq  # half a second to import, which no start of a run need wait for
+
     log_beta = low if beyond(low) <= 0 else high if beyond(high) >= 0 else brentq(beyond, low, high, xtol=1e-6)
     beta = math.exp(log_beta)
     # V_0(beta) + beta kl bounds the reward at this KL from above for every beta and touches it at the right one.

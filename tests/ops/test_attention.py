@@ -10,9 +10,9 @@ def spans():
     """A prompt of 3 with an answer of 2 behind it, then another of 4 that sees the prompt; and a row of its own."""
     first, second, third = slice(0, 5), slice(5, 9), slice(9, 12)
     return [
-        Span(first, [first], torch.ones(5, 5, dtype=torch.bool).tril()),
-        Span(second, [slice(0, 3), second], torch.ones(4, 7, dtype=torch.bool).tril(3)),
-        Span(third, [third], torch.ones(3, 3, dtype=torch.bool).tril()),
+        Span(first, None, torch.ones(5, 5, dtype=torch.bool).tril()),
+        Span(second, slice(0, 3), torch.ones(4, 7, dtype=torch.bool).tril(3)),
+        Span(third, None, torch.ones(3, 3, dtype=torch.bool).tril()),
     ]
 
 
@@ -24,8 +24,8 @@ def states(dtype=torch.float64, scale=1.0):
 def by_definition(query, key, value, scaling):
     sees = torch.zeros(12, 12, dtype=torch.bool)
     for span in spans():
-        at = torch.cat([torch.arange(12)[keys] for keys in span.keys])
-        for row, seen in zip(range(12)[span.queries], span.sees):
+        at = span.keys(torch.arange(12)[:, None])[:, 0]
+        for row, seen in zip(range(12)[span.own], span.sees):
             sees[row, at[seen]] = True
     key, value = (each.repeat_interleave(3, 1) for each in (key, value))
     scores = (query @ key.transpose(2, 3) * scaling).masked_fill(~sees, -torch.inf)

@@ -1,5 +1,7 @@
 """Rows that are packed are read as they are read alone: the same numbers, the same gradients, fewer tokens."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
@@ -156,7 +158,7 @@ def test_rows_of_one_prompt_stand_together():
     prompts = [tuple(ROWS[row][0]) for row in order]
     assert sorted(order) == list(range(len(ROWS)))
     assert [len(prompt) for prompt in prompts] == sorted(len(prompt) for prompt, _ in ROWS)
-    assert len([1 for one, other in zip(prompts, prompts[1:]) if one != other]) == len(set(prompts)) - 1
+    assert len([1 for one, other in pairwise(prompts) if one != other]) == len(set(prompts)) - 1
 
 
 def test_a_layer_with_a_window_is_refused_and_so_are_logits_that_are_no_linear_map(random_llama):
