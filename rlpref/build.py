@@ -6,6 +6,7 @@ import copy
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,6 +19,7 @@ from rlpref.check import GOLD, Checked, trained_weights
 from rlpref.data.context import DataContext
 from rlpref.data.preferences import PreferenceData, make_data
 from rlpref.data.settings import source_settings
+from rlpref.data.tokenise import encode_completion
 from rlpref.models.bundle import Models
 from rlpref.models.computing import Computing
 from rlpref.models.gguf import cache_dir
@@ -26,6 +28,7 @@ from rlpref.models.lm import LoadedModel, wants_adapter
 from rlpref.models.reference import Reference, freeze
 from rlpref.models.reference_cache import ReferenceCache, what_decides
 from rlpref.rewards.learned import LearnedReward
+from rlpref.rollout.engine import EngineContext
 from rlpref.testbed.models import TESTBED_MODELS
 from rlpref.testbed.rewards import proxy_scorer
 from rlpref.testbed.task import Testbed, make_testbed
@@ -60,6 +63,7 @@ def build(config: dict, checked: Checked) -> Parts:
         temperature=config["temperature"],
         max_new_tokens=data["max_completion_length"],
         chunk=config["training"]["chunk"],
+        engine=checked.engine(_engine_context(config, loaded.tokenizer)),
         gold=gold,
     )
     if checked.reference.cache and not task:
@@ -70,6 +74,11 @@ def build(config: dict, checked: Checked) -> Parts:
     if checked.computing:
         _prepare(models, checked.computing)
     return Parts(models, preferences, task, loaded.card, reference_hash)
+
+
+def _engine_context(config: dict, tokenizer) -> EngineContext:
+    encode = partial(encode_completion, tokenizer)
+    return EngineContext(tokenizer, encode, config["training"]["chunk"], cache_dir())
 
 
 def _prepare(models: Models, computing: Computing) -> None:

@@ -21,6 +21,7 @@ from rlpref.models.llama2c import stories260k
 from rlpref.models.lm import check_precision, hf, wants_adapter
 from rlpref.models.reference_rule import ReferenceRule, reference_rule
 from rlpref.rewards.gold import VaderScorer
+from rlpref.rollout.engine import ENGINES
 from rlpref.testbed.models import TESTBED_MODELS
 from rlpref.testbed.rewards import cost_family, reward_family
 from rlpref.testbed.task import TestbedScorer, make_testbed
@@ -30,12 +31,13 @@ from rlpref.update import OptimizerSettings
 LANGUAGE_MODELS = {"hf": hf, "smollm2_135m": smollm2_135m, "stories260k": stories260k}
 MODELS = TESTBED_MODELS | LANGUAGE_MODELS
 SECTIONS = (
-    *("algorithm", "model", "data", "reward", "reference", "budget", "evaluation", "optimizer", "logger"),
+    *("algorithm", "model", "data", "reward", "reference", "budget", "evaluation", "optimizer", "logger", "rollout"),
     *("training", "testbed"),
     *("beta", "temperature", "seed", "replicas", "side_by_side", "init", "device", "threads"),
 )
 POSITIVE = {"rounds", "epochs", "batch_size", "prompts_per_round", "k", "times", "prompts", "pairs"}
 POSITIVE |= {"micro_batch_size", "micro_batch_tokens", "chunk", "log_every", "checkpoint_every", "max_steps"}
+POSITIVE |= {"rows", "concurrency"}
 GOLD = {
     "testbed": lambda task, tokenizer: TestbedScorer(task),
     "vader": lambda task, tokenizer: VaderScorer(tokenizer),
@@ -49,6 +51,7 @@ class Checked:
 
     algorithm: Algorithm
     model: Any  # what builds the model, settings bound
+    engine: Any  # what builds the engine, settings bound
     computing: Computing | None  # of a language model
     reference: ReferenceRule
     evaluation: tuple[int, dict]
@@ -93,10 +96,12 @@ def check(config: dict, overridden: tuple[str, ...] = ()) -> Checked:
     _check_testbed(config)
     _check_reward(config, made)
     _check_budget(config["budget"])
+    engine = _check_rollout(config["rollout"], kind, *who)
     evaluation = dict(bind(_evaluation, config["evaluation"], "evaluation").keywords)
     return Checked(
         made,
         builder,
+        engine,
         computing,
         _check_reference(config, made),
         (evaluation.pop("times"), evaluation),
@@ -141,7 +146,7 @@ def _check_values(config: dict) -> None:
     """Types of what no section's function takes, counts that must be positive, and the run to start from."""
     bind(_run, {key: config[key] for key in hyperparameters(_run)}, "the run")
     bind(make_testbed, config["testbed"], "testbed")
-    for section in ("algorithm", "training", "evaluation"):
+    for section in ("algorithm", "training", "evaluation", "rollout"):
         for key, value in config[section].items():
             if key in POSITIVE and isinstance(value, int) and value < 1:
                 raise ConfigError(f"{section}.{key} must be at least 1, not {value}.")
@@ -150,6 +155,25 @@ def _check_values(config: dict) -> None:
             raise ConfigError(f"{key} must be above 0, not {config[key]}.")
     if config["init"]:
         trained_weights(config["init"], "policy")
+
+
+def _check_rollout(rollout: dict, model: str, algorithm: str, name: str) -> Any:
+    """The engine's settings, bound; a server answers only where its answers can be learned from."""
+    settings = {key: value for key, value in rollout.items() if key != "kind"}
+    bound = bind(choose(ENGINES, rollout["kind"], "rollout.kind"), settings, f"rollout '{rollout['kind']}'", 1)
+    if rollout["kind"] == "local":
+        return bound
+    if algorithm != "iterative":
+        reason = (
+            "its gradient needs the policy's own samples, token by token, and a server's are drawn with other rounding "
+            "or come back as text"
+            if algorithm in ("ppo", "reinforce")
+            else "it samples nothing while it trains"
+        )
+        raise ConfigError(f"algorithm '{name}' cannot use rollout '{rollout['kind']}': {reason}. Set rollout=local.")
+    if model not in LANGUAGE_MODELS:
+        raise ConfigError(f"no server can load model '{model}': set rollout=local.")
+    return bound
 
 
 def _check_testbed(config: dict) -> None:

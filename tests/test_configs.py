@@ -4,6 +4,7 @@ import functools
 import gzip
 import json
 import os
+import random
 
 import hydra
 import pytest
@@ -15,6 +16,7 @@ from omegaconf.errors import MissingMandatoryValue
 import runs
 from rlpref import loss_configs
 from rlpref.binding import ConfigError
+from stub_server import stub_server
 
 TINYSTORIES = runs.SHARED / "tinystories"
 HH = runs.SHARED / "hh_harmless" / "train.jsonl.gz"
@@ -87,6 +89,10 @@ CASES = {
     "none": [*runs.TESTBED, "algorithm=simpo", "algorithm.batch_size=16", "reference=none"],
     "previous": [*runs.TESTBED, *M["iterative_dpo"], "reference=previous"],
     "ema": [*runs.TESTBED, *M["ppo"], "reference=ema", "reference.every=1"],
+    "hf iterative from a server": [
+        *[*runs.TINY, *HF, "data=sentiment", "data.prompts=60", "algorithm=iterative_dpo", *ONE_EACH],
+        *["rollout=openai", "rollout.base_url={server}"],
+    ],
     "hf hh experiment": [*runs.TINY, "experiment=hh", *HF, "data.path={hh}", "algorithm.batch_size=8"],
     "demo": [*runs.TESTBED, "experiment=demo", *M["dpo"]],
     "convergence": [*runs.TESTBED, "experiment=convergence", *M["ipo"]],
@@ -122,6 +128,19 @@ def places(tmp_path_factory):
     write_lists(root / "lists.jsonl")
     write_hh(root / "dialogues.jsonl.gz")
     runs.run(root / "reward_model", *runs.TESTBED, *M["reward_model"])
+    with stub_server() as server:
+        server.replies = some_answer
+        yield places_on(root) | {"server": server.url}
+
+
+def some_answer(path, body):
+    """Of a server that knows no model: words that the seed decides."""
+    drawn = random.Random(body.get("seed"))
+    text = " ".join(drawn.choices(runs.WORDS, k=drawn.randrange(1, 8)))
+    return 200, {"choices": [{"text": text, "finish_reason": "stop"}]}
+
+
+def places_on(root):
     return {
         "hf": root / "llama",
         "jsonl": root / "pairs.jsonl",

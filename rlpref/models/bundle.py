@@ -36,6 +36,7 @@ class Models:
     temperature: float
     max_new_tokens: int
     chunk: int  # rows in one pass without gradient
+    engine: Any  # rlpref.rollout.engine.Engine: what answers prompts for training
     reward: Callable[[Sequences], Tensor] | None = None  # the score that training may use
     gold: Callable[[Sequences], Tensor] | None = None  # the truth, for labels and evaluation
     reward_model: ScalarHead | None = None
