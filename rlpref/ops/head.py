@@ -16,7 +16,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from rlpref.ops.scores import Scores
 from rlpref.ops.tiles import TILES, Gradients, Place, Readout, Tile, tiles, widened
@@ -72,10 +71,10 @@ class _Score(torch.autograd.Function):
         return sums.logps(), entropy, log_p2
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, by_logp, by_entropy, by_p2):
         """With p of a row: d logp / d logit_j = [j is the token] - p_j, d entropy = -p_j (log p_j + entropy), and
         d log_p2 = 2 p_j^2 / exp(log_p2) - 2 p_j."""
+        _refuse_second_derivatives()
         hidden, weight, bias, targets, log_z, entropy, log_p2 = ctx.saved_tensors
         readout = Readout(hidden, weight, bias, ctx.plan.temperature)
         gradients = Gradients(readout, ctx.needs_input_grad)
@@ -105,9 +104,9 @@ class _ForwardKL(torch.autograd.Function):
         return ours.logps(), kl
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, by_logp, by_kl):
         """d logp / d logit_j = [j is the token] - p_j and d KL(ref || policy) / d logit_j = p_j - ref_j."""
+        _refuse_second_derivatives()
         hidden, weight, bias, targets, log_z, ref_log_z = ctx.saved_tensors
         policy = Readout(hidden, weight, bias, ctx.plan.temperature)
         gradients = Gradients(policy, ctx.needs_input_grad)
@@ -176,6 +175,12 @@ def _divergence(
         inner = logits.sub_(others).mul_(odds).sum(1)
         gaps[at.rows] = gaps[at.rows] * moved.exp() + before * (moved - others_moved) + inner
     return ours, theirs, gaps / ours.total - ours.total.log() + theirs.total.log()
+
+
+def _refuse_second_derivatives() -> None:
+    """torch's once_differentiable lets create_graph=True pass where the incoming gradient is a constant."""
+    if torch.is_grad_enabled():
+        raise RuntimeError("no second derivatives here: differentiate rlpref.ops.scores on Readout.logits() instead.")
 
 
 def _check(targets: Tensor, *readouts: Readout) -> None:

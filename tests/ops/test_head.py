@@ -10,7 +10,7 @@ from rlpref.ops import head, scores
 from rlpref.ops.tiles import Readout, Tile
 
 VOCAB = 13
-TILES = [Tile(3, 4), Tile(1, 1), Tile(64, 64), Tile(3, VOCAB), Tile(7, 5)]
+TILES = [Tile(3, 4), Tile(1, 1), Tile(3, VOCAB), Tile(7, 5), None]
 
 
 def parts(rows=7, vocab=VOCAB, width=5, dtype=torch.float64, seed=0, bias=True, spread=1.0):
@@ -51,12 +51,11 @@ def gradients(outputs, inputs):
     return torch.autograd.grad((torch.cat(outputs) * weights).sum(), inputs)
 
 
-@pytest.mark.parametrize("tile", TILES, ids=str)
-@pytest.mark.parametrize("temperature", [1.0, 0.7])
-@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("tile", [Tile(2, 3), Tile(8, 8)], ids=str)
+@pytest.mark.parametrize(("temperature", "bias"), [(1.0, False), (0.7, True)])
 def test_gradients_are_those_of_finite_differences(tile, temperature, bias):
-    *tensors, targets = parts(bias=bias)
-    ref = reference(temperature=temperature)
+    *tensors, targets = parts(3, 5, 2, bias=bias)
+    ref = reference(3, 5, temperature=temperature)
 
     def outputs(*tensors):
         return everything(Readout(*tensors, *[None] * (3 - len(tensors)), temperature), ref, targets, tile)
@@ -65,7 +64,7 @@ def test_gradients_are_those_of_finite_differences(tile, temperature, bias):
 
 
 @pytest.mark.parametrize("rows", [0, 1, 7])
-@pytest.mark.parametrize("tile", [*TILES, None], ids=str)
+@pytest.mark.parametrize("tile", TILES, ids=str)
 @pytest.mark.parametrize(("dtype", "close"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
 def test_values_and_gradients_are_those_of_made_logits(rows, tile, dtype, close):
     *tensors, targets = parts(rows, dtype=dtype)
@@ -107,7 +106,7 @@ def test_bf16_is_off_by_no_more_than_the_rounding_of_its_logits(spread):
     off = (found.double() - scores.score(exact, targets).logps).abs()
     assert found.dtype == torch.float32
     assert (off <= 2 * 2**-8 * exact.abs().amax(1)).all()
-    assert off.mean() <= 2**-8 * exact.abs().mean()
+    assert off.mean() <= 2**-9 * exact.abs().amax(1).mean()
 
 
 def test_a_weight_of_higher_precision_gets_its_gradient_in_it():
@@ -162,22 +161,22 @@ def largest(rows, vocab, frozen=True, dtype=torch.float32):
     """Bytes of the largest tensor that a forward and backward pass with everything makes, beside its inputs."""
     hidden, targets = torch.randn(rows, 4, dtype=dtype, requires_grad=True), torch.zeros(rows, dtype=torch.long)
     weight = torch.randn(vocab, 4, dtype=dtype, requires_grad=not frozen)
-    tile = Tile(32, 512)
+    tile = Tile(16, 16_384)
     with Tensors() as seen:
         found = head.score(Readout(hidden, weight), targets, entropy=True, p2=True, tile=tile)
         sum(column.sum() for column in columns(found)).backward()
     # Slices of the weight show its storage.
-    return seen.largest, weight.untyped_storage().nbytes(), 32 * 512 * 4
+    return seen.largest, weight.untyped_storage().nbytes(), 16 * 16_384 * 4
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("vocab", [1024, 49_152, 262_144])
 def test_memory_grows_neither_with_rows_nor_with_the_vocabulary(vocab, dtype):
-    for rows in (48, 96):
+    for rows in (24, 48):
         for frozen in (True, False):
             found, weight, tile = largest(rows, vocab, frozen, dtype)
             assert found <= max(weight, tile)
-    assert rows * vocab * 2 > 1.4 * max(weight, tile), "all logits would have been seen"
+    assert vocab == 1024 or rows * vocab * 2 > 2 * max(weight, tile), "all logits would have been seen"
 
 
 @pytest.mark.parametrize(
@@ -213,9 +212,8 @@ def test_an_output_that_is_not_used_changes_no_gradient():
 def test_second_derivatives_are_refused():
     *tensors, targets = parts()
     for output in everything(Readout(*tensors), reference(), targets, None):
-        (first,) = torch.autograd.grad(output.sum(), tensors[:1], create_graph=True)
-        with pytest.raises(RuntimeError, match="once_differentiable"):
-            first.sum().backward()
+        with pytest.raises(RuntimeError, match="no second derivatives"):
+            torch.autograd.grad(output.sum(), tensors, create_graph=True)
 
 
 def test_hidden_states_may_lie_anyhow_in_memory():
@@ -223,10 +221,11 @@ def test_hidden_states_may_lie_anyhow_in_memory():
     other = hidden.detach().t().contiguous().t().requires_grad_()
     strided = torch.stack([hidden.detach(), hidden.detach()], 1)[:, 1].requires_grad_()
     expected = everything(Readout(hidden, weight, bias), reference(), targets, Tile(3, 4))
+    by_hidden = gradients(expected, [hidden])
     for laid in (other, strided):
         found = everything(Readout(laid, weight, bias), reference(), targets, Tile(3, 4))
         torch.testing.assert_close(found, expected, atol=1e-12, rtol=0)
-        torch.testing.assert_close(gradients(found, [laid]), gradients(expected, [hidden]), atol=1e-11, rtol=0)
+        torch.testing.assert_close(gradients(found, [laid]), by_hidden, atol=1e-11, rtol=0)
 
 
 def test_deterministic_algorithms_suffice_and_repeat_exactly():
