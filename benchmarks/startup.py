@@ -1,4 +1,4 @@
-"""Seconds from the start of the process to the end of the first optimizer step, and wall time per run in the testbed tier.
+"""Seconds from the start of the process to the end of the first optimizer step, and per run in the testbed tier.
 
     python benchmarks/startup.py                       # DPO on model=tabular, as in the demo
     python benchmarks/startup.py --runs 32 algorithm=ppo
