@@ -13,12 +13,13 @@ import yaml
 from torch import nn
 
 from rlpref import checkpoint
-from rlpref.binding import ConfigError, choose
+from rlpref.binding import ConfigError, choose, hyperparameters
 from rlpref.check import GOLD, Checked, trained_weights
 from rlpref.data.context import DataContext
 from rlpref.data.preferences import PreferenceData, make_data
 from rlpref.data.settings import source_settings
 from rlpref.models.bundle import Models
+from rlpref.models.computing import Computing
 from rlpref.models.gguf import cache_dir
 from rlpref.models.heads import ScalarHead, critic_from, scalar_model
 from rlpref.models.lm import LoadedModel, wants_adapter
@@ -66,7 +67,20 @@ def build(config: dict, checked: Checked) -> Parts:
     _add_scalar_models(config, checked, models)
     if config["reward"]["kind"] == "proxy":
         models.reward = proxy_scorer(task, **{key: config["reward"][key] for key in ("nu", "scale", "seed")})
+    if checked.computing:
+        _prepare(models, checked.computing)
     return Parts(models, preferences, task, loaded.card, reference_hash)
+
+
+def _prepare(models: Models, computing: Computing) -> None:
+    """Every language model of the run computes alike."""
+    scorers = [models.critic, models.reward_model, getattr(models.reward, "model", None)]
+    decoders = [scorer.backbone for scorer in scorers if scorer]
+    for decoder in decoders:
+        computing.cast(decoder)
+    compared = [reference.model for reference in (models.initial, models.ref) if reference]
+    for module in {id(module): module for module in (models.policy, *compared, *decoders)}.values():
+        computing.prepare_layers(module)
 
 
 @dataclass
@@ -83,9 +97,9 @@ LAST_START: dict[str, Start] = {}  # of the job before in this process: a sweep 
 
 def _shared_start(config: dict, checked: Checked, task: Testbed | None) -> Start:
     """A new policy, copied from the frozen one of the job before where both start from the same files. An adapter
-    starts as its seed says, and a table is made in no time: they are always built."""
+    starts as its seed says, a table is made in no time, and a frozen twin is rounded: these are always built."""
     model = {key: value for key, value in config["model"].items() if key not in ("lr", "threads", "chunk")}
-    if config["init"] or wants_adapter(model.get("lora")) or model["kind"] == "tabular":
+    if config["init"] or wants_adapter(model.get("lora")) or model["kind"] == "tabular" or model.get("compute_dtype"):
         LAST_START.clear()
         return _start(config, checked, task)
     key = json.dumps([model, task and config["testbed"], config["device"], _files(model)], sort_keys=True)
@@ -103,6 +117,8 @@ def _start(config: dict, checked: Checked, task: Testbed | None) -> Start:
     if config["init"]:
         _require_same_model(config, Path(config["init"]), "init", ("model", "testbed"))
         checkpoint.load_weights(policy, trained_weights(config["init"], "policy"))
+    if checked.computing:
+        checked.computing.cast(policy)
     initial = freeze(policy)
     return Start(loaded, initial, initial.hash)
 
@@ -187,7 +203,7 @@ def _load_reward_model(config: dict, models: Models, empty: ScalarHead) -> Scala
 
 def _require_same_model(config: dict, run: Path, key: str, sections: tuple[str, ...]) -> None:
     """Weights of another run fit where these sections are equal, up to how the model is trained and computed."""
-    free = ("lr", "threads", "chunk", "attn_implementation")
+    free = ("lr", "threads", "chunk", "attn_implementation", *hyperparameters(Computing))
     written = yaml.safe_load((run / "config.yaml").read_text())
     for section in sections:
         there, here = (

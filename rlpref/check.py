@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +15,7 @@ from rlpref.binding import ConfigError, bind, choose, did_you_mean, hyperparamet
 from rlpref.data.pairing import data_form
 from rlpref.data.settings import check_data
 from rlpref.losses import LOSSES
+from rlpref.models.computing import Computing
 from rlpref.models.gguf import smollm2_135m
 from rlpref.models.llama2c import stories260k
 from rlpref.models.lm import check_precision, hf, wants_adapter
@@ -33,7 +35,7 @@ SECTIONS = (
     *("beta", "temperature", "seed", "replicas", "side_by_side", "init", "device", "threads"),
 )
 POSITIVE = {"rounds", "epochs", "batch_size", "prompts_per_round", "k", "times", "prompts", "pairs"}
-POSITIVE |= {"micro_batch_size", "chunk", "log_every", "checkpoint_every", "max_steps"}
+POSITIVE |= {"micro_batch_size", "micro_batch_tokens", "chunk", "log_every", "checkpoint_every", "max_steps"}
 GOLD = {
     "testbed": lambda task, tokenizer: TestbedScorer(task),
     "vader": lambda task, tokenizer: VaderScorer(tokenizer),
@@ -47,6 +49,7 @@ class Checked:
 
     algorithm: Algorithm
     model: Any  # what builds the model, settings bound
+    computing: Computing | None  # of a language model
     reference: ReferenceRule
     evaluation: tuple[int, dict]
     training: TrainingSettings
@@ -69,17 +72,21 @@ def check(config: dict, overridden: tuple[str, ...] = ()) -> Checked:
     who = algorithm.pop("kind"), algorithm.pop("name")
     made = make_algorithm(who[0], algorithm, who[1])
     _refuse_second_beta(config)
-    model = {key: value for key, value in config["model"].items() if key not in ("kind", "lr", "threads", "chunk")}
-    kind = config["model"]["kind"]
+    kind, model = config["model"]["kind"], dict(config["model"])
+    _taken(model, ("kind", "lr", "threads", "chunk"))
+    computing = None
+    if kind in LANGUAGE_MODELS:
+        computing = bind(Computing, _taken(model, hyperparameters(Computing)), f"model '{kind}'")()
     builder = bind(choose(MODELS, kind, "model.kind"), model, f"model '{kind}'", int(kind in TESTBED_MODELS))
     if kind in LANGUAGE_MODELS:
         check_precision(model["dtype"], model["attn_implementation"], model["lora"])
+        computing.check(wants_adapter(model["lora"]))
     _check_values(config)
     check_data(config["data"])
     choose(GOLD, str(config["data"]["gold"]), "data.gold")
     check_form(made, *who, data_form(config["data"]))
     training = bind(TrainingSettings, config["training"], "training")()
-    check_minibatch(made, training.micro_batch_size)
+    check_minibatch(made, training.micro_batch_size, training.micro_batch_tokens)
     _check_fit(kind, config["data"])
     _check_testbed(config)
     _check_reward(config, made)
@@ -88,12 +95,18 @@ def check(config: dict, overridden: tuple[str, ...] = ()) -> Checked:
     return Checked(
         made,
         builder,
+        computing,
         _check_reference(config, made),
         (evaluation.pop("times"), evaluation),
         training,
         bind(OptimizerSettings, config["optimizer"], "optimizer")(),
         dict(bind(_logger, config["logger"], "logger").keywords),
     )
+
+
+def _taken(settings: dict, keys: Iterable[str]) -> dict:
+    """Those of the keys that are there, taken out."""
+    return {key: settings.pop(key) for key in keys if key in settings}
 
 
 def _evaluation(times: int, prompts: int, k: int, pairs: int, samples: int): ...

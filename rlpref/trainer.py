@@ -27,6 +27,7 @@ from rlpref.progress import progress
 from rlpref.types import TensorBatch, from_nested, to_nested, token_counts
 from rlpref.update import (
     OptimizerSettings,
+    Passes,
     backward,
     clip,
     learning_rates,
@@ -43,6 +44,7 @@ class TrainingSettings:
     """How to run the loop, whatever the algorithm."""
 
     micro_batch_size: int  # rows of each run in one pass with gradient
+    micro_batch_tokens: int | None  # tokens of all runs in one pass with gradient; None: rows alone decide
     chunk: int  # rows of each run in one pass without
     log_every: int
     checkpoint_every: int | None  # steps; None: no checkpoint but the final one
@@ -102,6 +104,7 @@ class Trainer:
             self.algorithm = stack_algorithms([run.algorithm for run in runs], first.models.device)
             self.models = stack_models([run.models for run in runs])
             self.data = stack_data([run.data for run in runs], tree_of(self.models.policy))
+        self.passes = Passes(settings.micro_batch_size, settings.micro_batch_tokens)
         self.trained = [parameters(run.modules) for run in runs]
         self.generators = [torch.Generator(first.models.device).manual_seed(run.seed) for run in runs]
         self.costs = [Costs() for _ in runs]
@@ -196,7 +199,7 @@ class Trainer:
     def _update(self, batch: TensorBatch) -> dict[str, Tensor]:
         """One optimizer step on the weighted mean over each run's minibatch; its metrics [runs]."""
         self.optimizer.zero_grad()
-        row = backward(self.algorithm, self.models, batch, self.settings.micro_batch_size, self.trained)
+        row = backward(self.algorithm, self.models, batch, self.passes, self.trained)
         norm = clip(self.trained, self.runs[0].optimizer.max_grad_norm)
         self._require_finite(row["loss"], norm)
         charge_tokens(self.costs, token_counts(batch))

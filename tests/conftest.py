@@ -101,8 +101,9 @@ def testbed_data():
 def random_llama():
     """A Llama of two layers, with weights so large that its distributions are uneven; token 0 is EOS."""
 
-    def build(seed=0, dtype=torch.float64):
+    def build(seed=0, dtype=torch.float64, attn_implementation="sdpa"):
         config = LlamaConfig(
+            attn_implementation=attn_implementation,
             vocab_size=12,
             hidden_size=16,
             intermediate_size=32,

@@ -13,7 +13,7 @@ from rlpref.evaluation.estimates import distinct_n, mean_and_se, wins
 from rlpref.evaluation.exact import ExactEvaluator
 from rlpref.evaluation.measure import Measured, draw, measure
 from rlpref.models.bundle import Models, in_chunks
-from rlpref.rewards.learned import answer_scores
+from rlpref.models.heads import answer_scores
 from rlpref.rewards.scorer import completion_ids, completion_texts
 from rlpref.rollout.sampler import ends_with_eos
 from rlpref.types import Pairs, Prompts, Samples

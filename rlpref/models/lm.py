@@ -14,7 +14,7 @@ from torch import nn
 from transformers.utils import logging as transformers_logging
 
 from rlpref.binding import ConfigError, choose, did_you_mean
-from rlpref.models.attention import PACKED, register
+from rlpref.models.attention import PACKED, check_packed, register
 from rlpref.models.hashing import tokenizer_hash
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -62,6 +62,8 @@ def finish(policy: transformers.PreTrainedModel, tokenizer, name: str, lora: Map
     policy.get_output_embeddings().register_forward_pre_hook(_contiguous)
     base = policy
     policy = apply_lora(base, lora).eval()  # Dropout stays off: policy and reference agree at step 0.
+    if base.config._attn_implementation == PACKED:
+        check_packed(policy)
     counts = {p: p.numel() for p in policy.parameters()}
     card = {
         "name": name,
