@@ -67,7 +67,7 @@ def build(config: dict, checked: Checked) -> Parts:
         gold=gold,
     )
     if checked.reference.cache and not task:
-        _keep_log_probs(models, reference_hash, loaded.card)
+        _keep_log_probs(models, reference_hash, loaded.card, config["model"])
     _add_scalar_models(config, checked, models)
     if config["reward"]["kind"] == "proxy":
         models.reward = proxy_scorer(task, **{key: config["reward"][key] for key in ("nu", "scale", "seed")})
@@ -106,9 +106,11 @@ LAST_START: dict[str, Start] = {}  # of the job before in this process: a sweep 
 
 def _shared_start(config: dict, checked: Checked, task: Testbed | None) -> Start:
     """A new policy, copied from the frozen one of the job before where both start from the same files. An adapter
-    starts as its seed says, a table is made in no time, and a frozen twin is rounded: these are always built."""
+    starts as its seed says, a table is made in no time, a frozen twin is rounded, and layers that are compiled or
+    recomputed would be so twice: these are always built."""
     model = {key: value for key, value in config["model"].items() if key not in ("lr", "threads", "chunk")}
-    if config["init"] or wants_adapter(model.get("lora")) or model["kind"] == "tabular" or model.get("compute_dtype"):
+    rebuilt = any(model.get(key) for key in ("compute_dtype", "compile", "checkpoint_layers"))
+    if rebuilt or config["init"] or wants_adapter(model.get("lora")) or model["kind"] == "tabular":
         LAST_START.clear()
         return _start(config, checked, task)
     key = json.dumps([model, task and config["testbed"], config["device"], _files(model)], sort_keys=True)
@@ -139,7 +141,7 @@ def _files(model: dict) -> list:
     return [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in found]
 
 
-def _keep_log_probs(models: Models, initial_hash: str, card: dict) -> None:
+def _keep_log_probs(models: Models, initial_hash: str, card: dict, model: dict) -> None:
     """On disk, those of the references, which must be fixed."""
     for reference in {id(one): one for one in (models.initial, models.ref)}.values():
         settings = {
@@ -148,6 +150,7 @@ def _keep_log_probs(models: Models, initial_hash: str, card: dict) -> None:
             "adapter": None if reference.adapter_off else card["lora"],  # its scale is no weight
             "temperature": models.temperature,
             "chunk": models.chunk,
+            "computing": [model["compute_dtype"], model["compile"]],  # both round in ways of their own
         }
         reference.cache = ReferenceCache(cache_dir() / "reference", what_decides(reference.model) | settings)
 

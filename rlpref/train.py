@@ -98,7 +98,7 @@ for plugin in (LossConfigs, LossConfigsAreSearched):
 def job(config: DictConfig) -> None:
     """One job. A failure is written into its run folder and remembered; the jobs after it still run.
 
-    With replicas a job is that many runs. In a sweep those that can be trained beside others wait until all are known."""
+    With replicas a job is that many runs. In a sweep those that can go beside others wait until all are known."""
     here = HydraConfig.get()
     folder, sweep = Path(here.runtime.output_dir), here.mode == RunMode.MULTIRUN
     try:
@@ -184,7 +184,7 @@ def _line(folder: Path, summary: dict) -> str:
 
 
 class ReportCallback(Callback):
-    """Writes sweep.json when a sweep starts; trains the runs that waited and builds the report when all jobs are known."""
+    """Writes sweep.json when a sweep starts; trains the runs that wait and builds the report when all are known."""
 
     def on_multirun_start(self, config: DictConfig, **_) -> None:
         overrides = list(config.hydra.overrides.task)

@@ -1,4 +1,4 @@
-"""What a run on the testbed has not loaded when its first step is done: each of these takes a tenth of a second or more."""
+"""What a run on the testbed has not loaded when its first step is done: each takes a tenth of a second or more."""
 
 import subprocess
 import sys
@@ -6,12 +6,7 @@ import sys
 import runs
 
 HEAVY = ["pandas", "matplotlib", "scipy.optimize", "scipy.stats", "peft", "datasets", "trl", "wandb", "accelerate"]
-HEAVY += [
-    "transformers.modeling_utils",
-    "transformers.trainer_utils",
-    "transformers.optimization",
-    "transformers.models",
-]
+HEAVY += [f"transformers.{name}" for name in ("modeling_utils", "trainer_utils", "optimization", "models")]
 CHILD = """
 import json, sys
 from rlpref import train
