@@ -20,6 +20,7 @@ from turns import Side, Turn, by_turns, interval, ratios, table, timed
 from work import PairTokens, Work, encode, first_pairs, lengths, needed_flops, options, work_of
 
 from rlpref.data.rows import Row
+from rlpref.ops.twin import running
 
 BETA, LR = 0.1, 1e-6
 OURS, NAIVELY, PEAK = "rlpref, fast", "rlpref, naive fp32", "peak"
@@ -43,9 +44,8 @@ def ours(turn: Turn, work: Work, rows: list[Row], overrides: list[str]) -> None:
     trainer = dpo_trainer(work, overrides)
     batches = fixed_batches(with_pairs(trainer, encode(work, trainer.models.tokenizer, rows)), work.batch)
     counted: list[int] = []
-    trainer.models.policy.get_input_embeddings().register_forward_pre_hook(
-        lambda _, inputs: counted.append(inputs[0].numel())
-    )
+    embedding = running(trainer.models.policy).get_input_embeddings()
+    embedding.register_forward_pre_hook(lambda _, inputs: counted.append(inputs[0].numel()))
     turn()
     while True:
         counted.clear()

@@ -41,7 +41,7 @@ TITLES = {
     "startup": "Start",
     "profile_step": "Where the time goes",
 }
-ON_CPU = ("replicas", "startup")  # small runs: a GPU would only wait
+WITH_DEVICE = ("dpo_step", "ppo_update", "scaling", "profile_step")  # the others run on the CPU
 FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 
 
@@ -90,7 +90,7 @@ def main() -> None:
         if not (HERE / f"{name}.py").exists():
             print(f"## {TITLES[name]}\n\nbenchmarks/{name}.py is not here.\n", flush=True)
             continue
-        device = [] if name in ON_CPU else ["--device", given.device]
+        device = ["--device", given.device] if name in WITH_DEVICE else []
         section, fine = run(name, [*device, "--repeats", str(given.repeats), *BENCHMARKS[name]])
         failed |= not fine
         print(section, flush=True)
