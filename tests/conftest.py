@@ -9,6 +9,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from rlpref.data.context import DataContext
 from rlpref.data.preferences import make_data
+from rlpref.models import attention
 from rlpref.models.bundle import Models
 from rlpref.models.reference import freeze
 from rlpref.models.tabular import TabularLM
@@ -16,6 +17,7 @@ from rlpref.rollout.engine import LocalEngine
 from rlpref.testbed.task import TestbedScorer, make_testbed
 from rlpref.testbed.tokenizer import testbed_tokenizer
 
+attention.register()
 settings.register_profile("same every time", deadline=None, derandomize=True, max_examples=40)
 settings.load_profile("same every time")
 torch.set_num_threads(1)  # while tests are collected, too: losses are probed then
