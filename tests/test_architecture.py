@@ -30,7 +30,7 @@ ALONE = {"verify": {"binding", "types", "ops", "losses"}}  # rooms beside the bu
 # A checkpoint writes as the run folder does.
 BESIDE = {("checkpoint", "logging")}
 HYDRAS = {"Callback", "ConfigSource", "SearchPathPlugin"}
-BASES = {"Module", "Protocol", "NamedTuple", "TensorBatch", "ProgressColumn"} | HYDRAS  # and any Exception
+BASES = {"Module", "Function", "Protocol", "NamedTuple", "TensorBatch", "ProgressColumn"} | HYDRAS  # and any Exception
 ENTRY = PACKAGE / "train.py"
 
 
