@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # uv reads UV_FIND_LINKS, not pip's configuration: hand a local wheel folder on to it.
 export UV_FIND_LINKS ?= $(or $(PIP_FIND_LINKS),$(shell $(PY) -m pip config get global.find-links 2>/dev/null))
 
-.PHONY: env demo test fast real lint
+.PHONY: env demo test fast real bench lint
 
 env: $(STAMP)
 
@@ -24,6 +24,12 @@ demo: $(STAMP)
 
 real: $(STAMP)
 	$(BIN)/rlpref experiment=sentiment
+
+# By turns with the peers, one report; only `OUT` is written. Let the machine be idle.
+REPEATS ?= 5
+OUT ?= benchmarks/results.md
+bench: $(STAMP)
+	$(BIN)/python benchmarks/run_all.py --repeats $(REPEATS) > $(OUT)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist loadfile

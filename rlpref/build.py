@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -12,16 +14,21 @@ import yaml
 from torch import nn
 
 from rlpref import checkpoint
-from rlpref.binding import ConfigError, choose
+from rlpref.binding import ConfigError, choose, hyperparameters
 from rlpref.check import GOLD, Checked, trained_weights
 from rlpref.data.context import DataContext
 from rlpref.data.preferences import PreferenceData, make_data
 from rlpref.data.settings import source_settings
+from rlpref.data.tokenise import encode_completion
 from rlpref.models.bundle import Models
+from rlpref.models.computing import Computing
 from rlpref.models.gguf import cache_dir
 from rlpref.models.heads import ScalarHead, critic_from, scalar_model
-from rlpref.models.reference import freeze
+from rlpref.models.lm import LoadedModel, wants_adapter
+from rlpref.models.reference import Reference, freeze
+from rlpref.models.reference_cache import ReferenceCache, what_decides
 from rlpref.rewards.learned import LearnedReward
+from rlpref.rollout.engine import EngineContext
 from rlpref.testbed.models import TESTBED_MODELS
 from rlpref.testbed.rewards import proxy_scorer
 from rlpref.testbed.task import Testbed, make_testbed
@@ -40,16 +47,11 @@ def build(config: dict, checked: Checked) -> Parts:
     """Model, reference, scorers and data of a checked configuration."""
     kind, data = config["model"]["kind"], config["data"]
     task = make_testbed(**config["testbed"]) if kind in TESTBED_MODELS else None
-    loaded = checked.model(task) if task else checked.model()
-    device = _device(config["device"])
-    policy = loaded.policy.to(device).eval()
+    start = _shared_start(config, checked, task)
+    loaded, initial, reference_hash = start.loaded, start.initial, start.hash
+    policy = loaded.policy
     _check_lengths(policy, data)
-    if config["init"]:
-        _require_same_model(config, Path(config["init"]), "init", ("model", "testbed"))
-        checkpoint.load_weights(policy, trained_weights(config["init"], "policy"))
     gold = choose(GOLD, str(data["gold"]), "data.gold")(task, loaded.tokenizer)
-    initial = freeze(policy)
-    reference_hash = initial.hash
     preferences = _shared_data(config, reference_hash, lambda: _make_data(config, loaded.tokenizer, policy, task, gold))
     models = Models(
         policy=policy,
@@ -61,12 +63,96 @@ def build(config: dict, checked: Checked) -> Parts:
         temperature=config["temperature"],
         max_new_tokens=data["max_completion_length"],
         chunk=config["training"]["chunk"],
+        engine=checked.engine(_engine_context(config, loaded.tokenizer)),
         gold=gold,
     )
+    if checked.reference.cache and not task:
+        _keep_log_probs(models, reference_hash, loaded.card, config["model"])
     _add_scalar_models(config, checked, models)
     if config["reward"]["kind"] == "proxy":
         models.reward = proxy_scorer(task, **{key: config["reward"][key] for key in ("nu", "scale", "seed")})
+    if checked.computing:
+        _prepare(models, checked.computing)
     return Parts(models, preferences, task, loaded.card, reference_hash)
+
+
+def _engine_context(config: dict, tokenizer) -> EngineContext:
+    encode = partial(encode_completion, tokenizer)
+    return EngineContext(tokenizer, encode, config["training"]["chunk"], cache_dir())
+
+
+def _prepare(models: Models, computing: Computing) -> None:
+    """Every language model of the run computes alike."""
+    scorers = [models.critic, models.reward_model, getattr(models.reward, "model", None)]
+    decoders = [scorer.backbone for scorer in scorers if scorer]
+    for decoder in decoders:
+        computing.cast(decoder)
+    compared = [reference.model for reference in (models.initial, models.ref) if reference]
+    for module in {id(module): module for module in (models.policy, *compared, *decoders)}.values():
+        computing.prepare_layers(module)
+
+
+@dataclass
+class Start:
+    """The policy before training, and the same frozen."""
+
+    loaded: LoadedModel
+    initial: Reference
+    hash: str
+
+
+LAST_START: dict[str, Start] = {}  # of the job before in this process: a sweep reads and hashes its weights once
+
+
+def _shared_start(config: dict, checked: Checked, task: Testbed | None) -> Start:
+    """A new policy, copied from the frozen one of the job before where both start from the same files. An adapter
+    starts as its seed says, a table is made in no time, a frozen twin is rounded, and layers that are compiled or
+    recomputed would be so twice: these are always built."""
+    model = {key: value for key, value in config["model"].items() if key not in ("lr", "threads", "chunk")}
+    rebuilt = any(model.get(key) for key in ("compute_dtype", "compile", "checkpoint_layers"))
+    if rebuilt or config["init"] or wants_adapter(model.get("lora")) or model["kind"] == "tabular":
+        LAST_START.clear()
+        return _start(config, checked, task)
+    key = json.dumps([model, task and config["testbed"], config["device"], _files(model)], sort_keys=True)
+    if (known := LAST_START.get(key)) is None:
+        LAST_START.clear()  # before the next is read: never two in memory
+        known = LAST_START[key] = _start(config, checked, task)
+        return known
+    policy = copy.deepcopy(known.initial.model).requires_grad_(True)
+    return Start(replace(known.loaded, policy=policy), Reference(known.initial.model, adapter_off=False), known.hash)
+
+
+def _start(config: dict, checked: Checked, task: Testbed | None) -> Start:
+    loaded = checked.model(task) if task else checked.model()
+    policy = loaded.policy.to(_device(config["device"])).eval()
+    if config["init"]:
+        _require_same_model(config, Path(config["init"]), "init", ("model", "testbed"))
+        checkpoint.load_weights(policy, trained_weights(config["init"], "policy"))
+    if checked.computing:
+        checked.computing.cast(policy)
+    initial = freeze(policy)
+    return Start(loaded, initial, initial.hash)
+
+
+def _files(model: dict) -> list:
+    """Names, sizes and times of what the settings name on disk: it may change between two jobs."""
+    paths = [Path(value).expanduser() for value in model.values() if isinstance(value, str)]
+    found = [file for path in paths for file in (sorted(path.iterdir()) if path.is_dir() else [path]) if file.is_file()]
+    return [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in found]
+
+
+def _keep_log_probs(models: Models, initial_hash: str, card: dict, model: dict) -> None:
+    """On disk, those of the references, which must be fixed."""
+    for reference in {id(one): one for one in (models.initial, models.ref)}.values():
+        settings = {
+            "weights": initial_hash if reference is models.initial else reference.hash,
+            "tokenizer": card["tokenizer_hash"],  # and chat template
+            "adapter": None if reference.adapter_off else card["lora"],  # its scale is no weight
+            "temperature": models.temperature,
+            "chunk": models.chunk,
+            "computing": [model["compute_dtype"], model["compile"]],  # both round in ways of their own
+        }
+        reference.cache = ReferenceCache(cache_dir() / "reference", what_decides(reference.model) | settings)
 
 
 LAST_DATA: dict[str, PreferenceData] = {}  # of the jobs before in this process: a sweep reads its data once
@@ -129,7 +215,7 @@ def _load_reward_model(config: dict, models: Models, empty: ScalarHead) -> Scala
 
 def _require_same_model(config: dict, run: Path, key: str, sections: tuple[str, ...]) -> None:
     """Weights of another run fit where these sections are equal, up to how the model is trained and computed."""
-    free = ("lr", "threads", "chunk", "attn_implementation")
+    free = ("lr", "threads", "chunk", "attn_implementation", *hyperparameters(Computing))
     written = yaml.safe_load((run / "config.yaml").read_text())
     for section in sections:
         there, here = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,11 +15,13 @@ from rlpref.binding import ConfigError, bind, choose, did_you_mean, hyperparamet
 from rlpref.data.pairing import data_form
 from rlpref.data.settings import check_data
 from rlpref.losses import LOSSES
+from rlpref.models.computing import Computing
 from rlpref.models.gguf import smollm2_135m
 from rlpref.models.llama2c import stories260k
 from rlpref.models.lm import check_precision, hf, wants_adapter
 from rlpref.models.reference_rule import ReferenceRule, reference_rule
 from rlpref.rewards.gold import VaderScorer
+from rlpref.rollout.engine import ENGINES
 from rlpref.testbed.models import TESTBED_MODELS
 from rlpref.testbed.rewards import cost_family, reward_family
 from rlpref.testbed.task import TestbedScorer, make_testbed
@@ -28,12 +31,13 @@ from rlpref.update import OptimizerSettings
 LANGUAGE_MODELS = {"hf": hf, "smollm2_135m": smollm2_135m, "stories260k": stories260k}
 MODELS = TESTBED_MODELS | LANGUAGE_MODELS
 SECTIONS = (
-    *("algorithm", "model", "data", "reward", "reference", "budget", "evaluation", "optimizer", "logger"),
+    *("algorithm", "model", "data", "reward", "reference", "budget", "evaluation", "optimizer", "logger", "rollout"),
     *("training", "testbed"),
-    *("beta", "temperature", "seed", "replicas", "init", "device", "threads"),
+    *("beta", "temperature", "seed", "replicas", "side_by_side", "init", "device", "threads"),
 )
 POSITIVE = {"rounds", "epochs", "batch_size", "prompts_per_round", "k", "times", "prompts", "pairs"}
-POSITIVE |= {"micro_batch_size", "chunk", "log_every", "checkpoint_every", "max_steps"}
+POSITIVE |= {"micro_batch_size", "micro_batch_tokens", "chunk", "log_every", "checkpoint_every", "max_steps"}
+POSITIVE |= {"rows", "concurrency"}
 GOLD = {
     "testbed": lambda task, tokenizer: TestbedScorer(task),
     "vader": lambda task, tokenizer: VaderScorer(tokenizer),
@@ -47,6 +51,8 @@ class Checked:
 
     algorithm: Algorithm
     model: Any  # what builds the model, settings bound
+    engine: Any  # what builds the engine, settings bound
+    computing: Computing | None  # of a language model
     reference: ReferenceRule
     evaluation: tuple[int, dict]
     training: TrainingSettings
@@ -69,31 +75,53 @@ def check(config: dict, overridden: tuple[str, ...] = ()) -> Checked:
     who = algorithm.pop("kind"), algorithm.pop("name")
     made = make_algorithm(who[0], algorithm, who[1])
     _refuse_second_beta(config)
-    model = {key: value for key, value in config["model"].items() if key not in ("kind", "lr", "threads", "chunk")}
-    kind = config["model"]["kind"]
-    builder = bind(choose(MODELS, kind, "model.kind"), model, f"model '{kind}'", int(kind in TESTBED_MODELS))
+    kind, model = config["model"]["kind"], dict(config["model"])
+    _taken(model, ("kind", "lr", "threads", "chunk"))
+    makes, given_by_code = choose(MODELS, kind, "model.kind"), int(kind in TESTBED_MODELS)
+    computing = None
+    if kind in LANGUAGE_MODELS:
+        _refuse_unknown(model, f"model '{kind}'", [*hyperparameters(makes), *hyperparameters(Computing)])
+        computing = bind(Computing, _taken(model, hyperparameters(Computing)), f"model '{kind}'")()
+    builder = bind(makes, model, f"model '{kind}'", given_by_code)
     if kind in LANGUAGE_MODELS:
         check_precision(model["dtype"], model["attn_implementation"], model["lora"])
+        computing.check(wants_adapter(model["lora"]))
     _check_values(config)
     check_data(config["data"])
     choose(GOLD, str(config["data"]["gold"]), "data.gold")
     check_form(made, *who, data_form(config["data"]))
     training = bind(TrainingSettings, config["training"], "training")()
-    check_minibatch(made, training.micro_batch_size)
+    check_minibatch(made, training.micro_batch_size, training.micro_batch_tokens)
     _check_fit(kind, config["data"])
     _check_testbed(config)
     _check_reward(config, made)
     _check_budget(config["budget"])
+    engine = _check_rollout(config["rollout"], kind, *who)
     evaluation = dict(bind(_evaluation, config["evaluation"], "evaluation").keywords)
     return Checked(
         made,
         builder,
+        engine,
+        computing,
         _check_reference(config, made),
         (evaluation.pop("times"), evaluation),
         training,
         bind(OptimizerSettings, config["optimizer"], "optimizer")(),
         dict(bind(_logger, config["logger"], "logger").keywords),
     )
+
+
+def _refuse_unknown(settings: dict, where: str, known: list[str]) -> None:
+    """For settings that two functions share between them."""
+    for key in settings:
+        if key not in known:
+            listed = ", ".join(known)
+            raise ConfigError(f"{where} does not use '{key}'.{did_you_mean(key, known)} It takes: {listed}.")
+
+
+def _taken(settings: dict, keys: Iterable[str]) -> dict:
+    """Those of the keys that are there, taken out."""
+    return {key: settings.pop(key) for key in keys if key in settings}
 
 
 def _evaluation(times: int, prompts: int, k: int, pairs: int, samples: int): ...
@@ -107,6 +135,7 @@ def _run(
     temperature: float,
     seed: int,
     replicas: int,
+    side_by_side: bool,
     init: str | None,
     device: Literal["auto", "cpu", "cuda"],
     threads: int | None,
@@ -117,7 +146,7 @@ def _check_values(config: dict) -> None:
     """Types of what no section's function takes, counts that must be positive, and the run to start from."""
     bind(_run, {key: config[key] for key in hyperparameters(_run)}, "the run")
     bind(make_testbed, config["testbed"], "testbed")
-    for section in ("algorithm", "training", "evaluation"):
+    for section in ("algorithm", "training", "evaluation", "rollout"):
         for key, value in config[section].items():
             if key in POSITIVE and isinstance(value, int) and value < 1:
                 raise ConfigError(f"{section}.{key} must be at least 1, not {value}.")
@@ -126,6 +155,25 @@ def _check_values(config: dict) -> None:
             raise ConfigError(f"{key} must be above 0, not {config[key]}.")
     if config["init"]:
         trained_weights(config["init"], "policy")
+
+
+def _check_rollout(rollout: dict, model: str, algorithm: str, name: str) -> Any:
+    """The engine's settings, bound; a server answers only where its answers can be learned from."""
+    settings = {key: value for key, value in rollout.items() if key != "kind"}
+    bound = bind(choose(ENGINES, rollout["kind"], "rollout.kind"), settings, f"rollout '{rollout['kind']}'", 1)
+    if rollout["kind"] == "local":
+        return bound
+    if algorithm != "iterative":
+        reason = (
+            "its gradient needs the policy's own samples, token by token, and a server's are drawn with other rounding "
+            "or come back as text"
+            if algorithm in ("ppo", "reinforce")
+            else "it samples nothing while it trains"
+        )
+        raise ConfigError(f"algorithm '{name}' cannot use rollout '{rollout['kind']}': {reason}. Set rollout=local.")
+    if model not in LANGUAGE_MODELS:
+        raise ConfigError(f"no server can load model '{model}': set rollout=local.")
+    return bound
 
 
 def _check_testbed(config: dict) -> None:
@@ -174,6 +222,8 @@ def _refuse_unread(config: dict, overridden: tuple[str, ...]) -> None:
         raise ConfigError(f"algorithm '{name}' does not use 'beta', the weight of a KL.{own}")
     if "data.test_fraction" in overridden and config["data"].get("source") == "testbed":
         raise ConfigError("data source 'testbed' does not use 'test_fraction': set data.test_pairs.")
+    if "reference.cache" in overridden and kind in TESTBED_MODELS:
+        raise ConfigError(f"model '{kind}' does not use 'reference.cache': its log-probs are computed in no time.")
     unread = [key for key in overridden if key.startswith("testbed.")]
     if unread and kind not in TESTBED_MODELS:
         raise ConfigError(f"model '{kind}' does not use '{unread[0]}': that is for model=tabular and model=tiny.")

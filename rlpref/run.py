@@ -26,7 +26,7 @@ from rlpref.evaluation.exact import ExactEvaluator, make_exact
 from rlpref.logging.card import environment, peak_memory_mb
 from rlpref.logging.folder import RunFolder, config_hash, read_json, write_atomically, write_json
 from rlpref.logging.mirror import NoMirror, make_mirror
-from rlpref.report import run_figure
+from rlpref.models.bundle import Models
 from rlpref.testbed.own import own_regret
 from rlpref.trainer import Run, Trainer
 
@@ -96,12 +96,17 @@ def _together(jobs: list[Job]) -> list[dict | Exception]:
     return [_attempt(lambda one: _train([one])[0], ready) if isinstance(ready, Ready) else ready for ready in found]
 
 
+def goes_beside_others(job: Job) -> bool:
+    """Whether it can be trained in one pass with others, and nobody said otherwise."""
+    return job.config.get("model", {}).get("kind") in REPLICATED and job.config.get("side_by_side") is not False
+
+
 def side_by_side(jobs: list[Job]) -> list[list[Job]]:
     """The jobs in groups that can be trained in one pass, in the order of their first: models with a replica axis,
     equal but for MAY_DIFFER, and interrupted at the same step if at all."""
     groups: dict[str, list[Job]] = {}
     for job in jobs:
-        alone = "" if job.config.get("model", {}).get("kind") in REPLICATED else str(job.folder)
+        alone = "" if goes_beside_others(job) else str(job.folder)
         step = max((path.name for path in RunFolder(job.folder).checkpoints.glob("step-*")), default="")
         groups.setdefault(json.dumps([alone, step, _in_common(job.config)], sort_keys=True), []).append(job)
     return [group[at : at + MOST] for group in groups.values() for at in range(0, len(group), MOST)]
@@ -170,17 +175,20 @@ def _train_together(jobs: list[Ready]) -> list[dict]:
     failed = True
     try:
         cards = []
+        gc.disable()  # rows of text and the like: the collector would go through all of them again and again
         for job in jobs:
             run, card = _assemble(job, len(jobs))
             runs.append(run)
             cards.append(card)
-        gc.freeze()  # rows of text and the like: the collector would go through all of them again and again
+        gc.freeze()
+        gc.enable()
         lasts = Trainer(runs, first.checked.training, first.checked.evaluation[0]).train()
         wall = round((time.perf_counter() - started) / len(jobs), 2)
         summaries = [_finish(*each, wall) for each in zip(jobs, runs, cards, lasts)]
         failed = False
     finally:
         gc.unfreeze()
+        gc.enable()
         for run in runs:
             run.mirror.finish(failed)
     return summaries
@@ -221,12 +229,19 @@ def _assemble(job: Ready, replicas: int) -> tuple[Run, dict]:
 def _finish(job: Ready, run: Run, card: dict, last: dict, wall: float) -> dict:
     """Writes what a run leaves behind when it has ended well; `wall` seconds are its share of those of all runs."""
     folder = job.folder
-    write_json(folder.path / "run.json", card | {"wall_seconds": wall, "peak_memory_mb": peak_memory_mb()})
+    found = {"reference_logps": _asked(run.models), "wall_seconds": wall, "peak_memory_mb": peak_memory_mb()}
+    write_json(folder.path / "run.json", card | found)
     summary = last | {"wall_seconds": wall}
     write_json(folder.path / "summary.json", summary)
     job.set_status("done")
     _mirror_figure(folder.path, run.mirror)
     return summary
+
+
+def _asked(models: Models) -> list[dict]:
+    """The log-probs of fixed data that this run read from disk or computed and left there: keys and rows."""
+    caches = {id(one.cache): one.cache for one in (models.initial, models.ref) if one and one.cache}
+    return [asked for cache in caches.values() for asked in cache.asked]
 
 
 def _require_same_start(folder: RunFolder, card: dict) -> None:
@@ -250,6 +265,8 @@ def _mirror_figure(folder: Path, mirror) -> None:
     if isinstance(mirror, NoMirror):
         return
     try:
+        from rlpref.report import run_figure  # loads matplotlib and pandas
+
         if figure := run_figure(folder):
             mirror.image("frontier", figure)
     except Exception as error:

@@ -30,7 +30,7 @@ from rlpref.logging.folder import config_hash, write_json
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 FAILED: list[str] = []  # jobs of this process that did not finish
-WAITING: list = []  # runs of a sweep with replicas: they are trained together when all are known
+WAITING: list = []  # runs of a sweep that are trained together when all are known
 
 
 def _config_path() -> str:
@@ -98,7 +98,7 @@ for plugin in (LossConfigs, LossConfigsAreSearched):
 def job(config: DictConfig) -> None:
     """One job. A failure is written into its run folder and remembered; the jobs after it still run.
 
-    With replicas a job is that many runs. In a sweep they wait for those of the other jobs."""
+    With replicas a job is that many runs. In a sweep those that can go beside others wait until all are known."""
     here = HydraConfig.get()
     folder, sweep = Path(here.runtime.output_dir), here.mode == RunMode.MULTIRUN
     try:
@@ -109,11 +109,10 @@ def job(config: DictConfig) -> None:
         FAILED.append(f"{folder}: {error}")
         print(f"error: {error}", file=sys.stderr)
         return
-    in_this_process = here.launcher._target_.endswith("BasicLauncher")
-    if len(runs) == 1 or not (sweep and in_this_process):
-        _train(runs)
-    else:
+    if sweep and here.launcher._target_.endswith("BasicLauncher") and _may_wait(runs[0]):
         WAITING.extend(runs)
+    else:
+        _train(runs)
     if len(runs) > 1 and not sweep:
         _write_sweep(folder, list(here.overrides.task), config)
         _finish_sweep(folder)
@@ -140,6 +139,12 @@ def _runs(config: DictConfig, folder: Path, sweep: bool) -> list:
     if len(runs) > 1 and kind not in REPLICATED:
         print(f"model '{kind}' has no replica axis: its {len(runs)} runs are trained one by one", file=sys.stderr)
     return runs
+
+
+def _may_wait(job) -> bool:
+    from rlpref.run import goes_beside_others
+
+    return goes_beside_others(job)
 
 
 def _seeds(config: DictConfig) -> list:
@@ -179,7 +184,7 @@ def _line(folder: Path, summary: dict) -> str:
 
 
 class ReportCallback(Callback):
-    """Writes sweep.json when a sweep starts; trains the replicas and builds the report when all jobs are known."""
+    """Writes sweep.json when a sweep starts; trains the runs that wait and builds the report when all are known."""
 
     def on_multirun_start(self, config: DictConfig, **_) -> None:
         overrides = list(config.hydra.overrides.task)
@@ -202,9 +207,11 @@ def _write_sweep(folder: Path, overrides: list[str], config: DictConfig) -> None
 
 
 def _finish_sweep(folder: Path) -> None:
-    """Trains the replicas that wait for each other, and builds the report."""
+    """Trains the runs that wait for each other, and builds the report."""
     waiting = {run.folder: run for run in WAITING}  # replicas of two seeds may be the same run
     WAITING.clear()
+    if len(waiting) > 1:
+        print(f"{len(waiting)} runs, side by side where they can be (side_by_side=false: one by one)", file=sys.stderr)
     try:
         _train(list(waiting.values()))
         from rlpref.report import build

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from transformers import get_scheduler
 
 from rlpref import checkpoint
 from rlpref.algorithms.algorithm import Algorithm, Costs, Round, StartError, charge_tokens
@@ -28,10 +27,12 @@ from rlpref.progress import progress
 from rlpref.types import TensorBatch, from_nested, to_nested, token_counts
 from rlpref.update import (
     OptimizerSettings,
+    Passes,
     backward,
     clip,
     learning_rates,
     make_optimizer,
+    make_schedule,
     parameters,
     restore_share,
     share_of,
@@ -43,6 +44,7 @@ class TrainingSettings:
     """How to run the loop, whatever the algorithm."""
 
     micro_batch_size: int  # rows of each run in one pass with gradient
+    micro_batch_tokens: int | None  # tokens of all runs in one pass with gradient; None: rows alone decide
     chunk: int  # rows of each run in one pass without
     log_every: int
     checkpoint_every: int | None  # steps; None: no checkpoint but the final one
@@ -102,6 +104,7 @@ class Trainer:
             self.algorithm = stack_algorithms([run.algorithm for run in runs], first.models.device)
             self.models = stack_models([run.models for run in runs])
             self.data = stack_data([run.data for run in runs], tree_of(self.models.policy))
+        self.passes = Passes(settings.micro_batch_size, settings.micro_batch_tokens)
         self.trained = [parameters(run.modules) for run in runs]
         self.generators = [torch.Generator(first.models.device).manual_seed(run.seed) for run in runs]
         self.costs = [Costs() for _ in runs]
@@ -121,8 +124,7 @@ class Trainer:
     def _optimizer(self, s: OptimizerSettings):
         lrs = [run.optimizer.lr for run in self.runs]
         optimizer = make_optimizer(self.trained, lrs, self.algorithm.trains, s.weight_decay)
-        warmup = round(s.warmup * self.total)
-        return optimizer, get_scheduler(s.schedule, optimizer, warmup, self.total)
+        return optimizer, make_schedule(s, optimizer, self.total)
 
     def train(self) -> list[dict[str, float]]:
         """Trains to the end (from the last checkpoints where there are any); returns each run's last evaluation."""
@@ -197,7 +199,7 @@ class Trainer:
     def _update(self, batch: TensorBatch) -> dict[str, Tensor]:
         """One optimizer step on the weighted mean over each run's minibatch; its metrics [runs]."""
         self.optimizer.zero_grad()
-        row = backward(self.algorithm, self.models, batch, self.settings.micro_batch_size, self.trained)
+        row = backward(self.algorithm, self.models, batch, self.passes, self.trained)
         norm = clip(self.trained, self.runs[0].optimizer.max_grad_norm)
         self._require_finite(row["loss"], norm)
         charge_tokens(self.costs, token_counts(batch))

@@ -60,6 +60,12 @@ def token_counts(batch: TensorBatch) -> Tensor:
     return sum(token_counts(value) for _, value in batch.items() if isinstance(value, TensorBatch))
 
 
+def first_sequences(batch: TensorBatch) -> Sequences:
+    """[B, T] of each row the sequence, or the first of its sequences."""
+    found = batch if isinstance(batch, Sequences) else next(v for _, v in batch.items() if isinstance(v, Sequences))
+    return found if found.ids.dim() == 2 else found.map(lambda tensor: tensor[:, 0])
+
+
 def cat_blocks(batches: list, runs: int):
     """Rows of all batches under each other within each run's block (rlpref.ops.blocks)."""
     starts = torch.tensor([0, *(len(batch) for batch in batches)]).cumsum(0).tolist()

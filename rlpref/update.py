@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -12,14 +14,15 @@ from rlpref.algorithms.algorithm import Algorithm
 from rlpref.binding import ConfigError
 from rlpref.models.bundle import Models
 from rlpref.ops.blocks import blocks
-from rlpref.types import TensorBatch
+from rlpref.ops.packing import by_prompt
+from rlpref.types import TensorBatch, first_sequences, token_counts
 
 Trained = dict[str, list[Tensor]]  # the parameters that one run trains, by their module's name in Models
 
 
 @dataclass
 class OptimizerSettings:
-    """AdamW with a learning-rate schedule of transformers."""
+    """AdamW with a learning-rate schedule, those of transformers' `get_scheduler`."""
 
     lr: float
     schedule: Literal["linear", "cosine", "constant", "constant_with_warmup"]
@@ -40,7 +43,32 @@ def make_optimizer(runs: list[Trained], lrs: list[float], scales: dict[str, floa
         for name, parameters in trained.items():
             groups.setdefault(lr * scales[name], []).extend(parameters)
     settings = [{"params": parameters, "lr": lr} for lr, parameters in groups.items()]
-    return torch.optim.AdamW(settings, weight_decay=weight_decay, fused=True)
+    optimizer = torch.optim.AdamW(settings, weight_decay=weight_decay, fused=True)
+    optimizer.register_step_post_hook(_count_writes)
+    return optimizer
+
+
+def _count_writes(optimizer: torch.optim.Optimizer, *_) -> None:
+    """The fused step does not tell that it has written: a twin (rlpref.ops.twin) would keep the old weights."""
+    for group in optimizer.param_groups:
+        torch.autograd.graph.increment_version(group["params"])
+
+
+def make_schedule(settings: OptimizerSettings, optimizer: torch.optim.Optimizer, steps: int):
+    """The share of the learning rate after so many steps. Written out: transformers' would load its whole trainer."""
+    warmup = round(settings.warmup * steps)
+    falling = max(1, steps - warmup)
+
+    def share(step: int) -> float:
+        if step < warmup:
+            return step / warmup
+        if settings.schedule == "linear":
+            return max(0.0, (steps - step) / falling)
+        if settings.schedule == "cosine":
+            return max(0.0, 0.5 * (1 + math.cos(math.pi * (step - warmup) / falling)))
+        return 1.0
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, share)
 
 
 def parameters(modules: dict[str, nn.Module]) -> Trained:
@@ -48,21 +76,44 @@ def parameters(modules: dict[str, nn.Module]) -> Trained:
     return {name: [p for p in module.parameters() if p.requires_grad] for name, module in modules.items()}
 
 
+@dataclass(frozen=True)
+class Passes:
+    """How a minibatch is cut into passes with gradient: whatever the cut, the gradient is that of the whole."""
+
+    rows: int  # of each run in one pass
+    tokens: int | None = None  # of all rows of one pass together, as they stand in the data; a longer row goes alone
+
+    def cut(self, batch: TensorBatch, runs: int) -> list[Tensor]:
+        """Rows of each pass. Counted in tokens they are sorted by prompt, so that rows of about the same length and
+        answers to the same prompt go together."""
+        each = torch.arange(len(batch)).view(runs, -1)
+        if self.tokens is None:
+            return [rows.flatten() for rows in each.split(self.rows, 1)]
+        order = torch.stack([by_prompt(first_sequences(batch[rows])).cpu() for rows in each])
+        each = each.gather(1, order)
+        sizes, starts, total = token_counts(batch).cpu()[each].sum(0).tolist(), [0], 0
+        for at, size in enumerate(sizes):
+            if at > starts[-1] and (total + size > self.tokens or at - starts[-1] == self.rows):
+                starts.append(at)
+                total = 0
+            total += size
+        return [each[:, start:end].flatten() for start, end in pairwise([*starts, len(sizes)])]
+
+
 def backward(
-    algorithm: Algorithm, models: Models, batch: TensorBatch, micro_batch_size: int, runs: list[Trained]
+    algorithm: Algorithm, models: Models, batch: TensorBatch, passes: Passes, runs: list[Trained]
 ) -> dict[str, Tensor]:
     """Adds the gradient of sum(weight * loss) / sum(weight) over each run's whole minibatch to its modules, however
     it is cut into micro-batches; returns loss and metrics averaged in the same way, [runs] in fp64.
 
-    `batch` holds the minibatches of the runs as blocks of equal size; micro-batches take `micro_batch_size` rows
-    of each.
+    `batch` holds the minibatches of the runs as blocks of equal size; a micro-batch takes the same rows of each.
     """
     n = len(runs)
-    order = torch.arange(len(batch)).view(n, -1).split(micro_batch_size, 1)
+    order = passes.cut(batch, n)
     sums: dict[str, Tensor] = {}
     total = 0.0
     for rows in order:
-        loss = algorithm.loss(models, batch if len(order) == 1 else batch[rows.flatten()])
+        loss = algorithm.loss(models, batch if len(order) == 1 else batch[rows])
         (loss.weight * loss.value).sum().backward()
         weight = blocks(loss.weight.detach(), n)
         total = total + weight.sum(1)

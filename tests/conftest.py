@@ -12,6 +12,7 @@ from rlpref.data.preferences import make_data
 from rlpref.models.bundle import Models
 from rlpref.models.reference import freeze
 from rlpref.models.tabular import TabularLM
+from rlpref.rollout.engine import LocalEngine
 from rlpref.testbed.task import TestbedScorer, make_testbed
 from rlpref.testbed.tokenizer import testbed_tokenizer
 
@@ -63,6 +64,7 @@ def testbed_models():
             temperature=temperature,
             max_new_tokens=tree.horizon,
             chunk=chunk,
+            engine=LocalEngine(chunk),
             reward=scorer,
             gold=scorer,
         )
@@ -101,8 +103,9 @@ def testbed_data():
 def random_llama():
     """A Llama of two layers, with weights so large that its distributions are uneven; token 0 is EOS."""
 
-    def build(seed=0, dtype=torch.float64):
+    def build(seed=0, dtype=torch.float64, attn_implementation="sdpa"):
         config = LlamaConfig(
+            attn_implementation=attn_implementation,
             vocab_size=12,
             hidden_size=16,
             intermediate_size=32,

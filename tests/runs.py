@@ -42,6 +42,9 @@ METHODS = {
 METHODS = {name: [*settings, "algorithm.batch_size=16"] for name, settings in METHODS.items()}
 METHODS["reinforce"] = ["algorithm=reinforce", "algorithm.rounds=9", "algorithm.prompts_per_round=8", "algorithm.k=4"]
 
+WORDS = ["good", "bad", "great", "awful", "happy", "sad", "love", "hate"]
+WORDS += ["the", "film", "was", "very", "and", "it"]
+
 
 def compose(*overrides: str) -> tuple[dict, tuple[str, ...]]:
     """(the resolved configuration as plain values, the keys that were set by hand)."""
@@ -115,6 +118,36 @@ def _main() -> None:
 
 if __name__ == "__main__":
     _main()
+
+
+def save_llama(folder: Path, seed: int = 0) -> None:
+    """A random Llama of two layers whose tokenizer knows WORDS."""
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers  # for the tests that ask for it
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    ids = {word: i for i, word in enumerate(["<unk>", "<eos>", *WORDS])}
+    tokenizer = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", eos_token="<eos>").save_pretrained(folder)
+    config = LlamaConfig(
+        vocab_size=len(ids),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        eos_token_id=1,
+        bos_token_id=None,
+    )
+    torch.manual_seed(seed)
+    LlamaForCausalLM(config).save_pretrained(folder)
+
+
+def write_jsonl(file: Path) -> None:
+    """40 preference pairs of such words."""
+    rows = [{"prompt": f"the film {i}", "chosen": "very good", "rejected": "was awful"} for i in range(40)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def slow_but(cases, fast: list[str]) -> list:

@@ -309,3 +309,13 @@ def test_replicas_lie_where_a_sweep_would_put_them(command, tmp_path):
     quiet = [*SMALL, "logger.mode=disabled", "algorithm=dpo", "replicas=2", f"hydra.sweep.dir={tmp_path}/sweep"]
     assert command("-m", "beta=0.5", "hydra.sweep.subdir=mine-${seed}", *quiet)[0] == 0
     assert [job.name for job in jobs(tmp_path / "sweep")] == ["mine-0", "mine-1"]
+
+
+@pytest.mark.parametrize(("switch", "together"), [([], 2), (["side_by_side=false"], 1)])
+def test_runs_of_a_sweep_go_side_by_side_unless_told_otherwise(switch, together, command, tmp_path):
+    quiet = [*SMALL, "logger.mode=disabled", "budget.offline.epochs=1", f"hydra.sweep.dir={tmp_path}/sweep"]
+    code, _, err = command("-m", "algorithm=dpo,ipo", "seed=0,1", *quiet, *switch)
+    assert code == 0
+    cards = [json.loads((job / "run.json").read_text()) for job in jobs(tmp_path / "sweep")]
+    assert [card["replicas"] for card in cards] == [together] * 4
+    assert ("4 runs, side by side" in err) is not bool(switch)

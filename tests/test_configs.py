@@ -4,6 +4,7 @@ import functools
 import gzip
 import json
 import os
+import random
 
 import hydra
 import pytest
@@ -11,17 +12,14 @@ import torch
 import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import runs
 from rlpref import loss_configs
 from rlpref.binding import ConfigError
+from stub_server import stub_server
 
 TINYSTORIES = runs.SHARED / "tinystories"
 HH = runs.SHARED / "hh_harmless" / "train.jsonl.gz"
-WORDS = ["good", "bad", "great", "awful", "happy", "sad", "love", "hate"]
-WORDS += ["the", "film", "was", "very", "and", "it"]
 
 SHORT = ["data.max_prompt_length=48", "data.max_completion_length=8"]
 HF = ["model=hf", "model.name={hf}", *SHORT]
@@ -91,6 +89,10 @@ CASES = {
     "none": [*runs.TESTBED, "algorithm=simpo", "algorithm.batch_size=16", "reference=none"],
     "previous": [*runs.TESTBED, *M["iterative_dpo"], "reference=previous"],
     "ema": [*runs.TESTBED, *M["ppo"], "reference=ema", "reference.every=1"],
+    "hf iterative from a server": [
+        *[*runs.TINY, *HF, "data=sentiment", "data.prompts=60", "algorithm=iterative_dpo", *ONE_EACH],
+        *["rollout=openai", "rollout.base_url={server}"],
+    ],
     "hf hh experiment": [*runs.TINY, "experiment=hh", *HF, "data.path={hh}", "algorithm.batch_size=8"],
     "demo": [*runs.TESTBED, "experiment=demo", *M["dpo"]],
     "convergence": [*runs.TESTBED, "experiment=convergence", *M["ipo"]],
@@ -121,11 +123,24 @@ SLOW = {
 def places(tmp_path_factory):
     """What the cases need on disk: a random Llama, preference files, a reward model of the testbed."""
     root = tmp_path_factory.mktemp("places")
-    save_llama(root / "llama")
-    write_jsonl(root / "pairs.jsonl")
+    runs.save_llama(root / "llama")
+    runs.write_jsonl(root / "pairs.jsonl")
     write_lists(root / "lists.jsonl")
     write_hh(root / "dialogues.jsonl.gz")
     runs.run(root / "reward_model", *runs.TESTBED, *M["reward_model"])
+    with stub_server() as server:
+        server.replies = some_answer
+        yield places_on(root) | {"server": server.url}
+
+
+def some_answer(path, body):
+    """Of a server that knows no model: words that the seed decides."""
+    drawn = random.Random(body.get("seed"))
+    text = " ".join(drawn.choices(runs.WORDS, k=drawn.randrange(1, 8)))
+    return 200, {"choices": [{"text": text, "finish_reason": "stop"}]}
+
+
+def places_on(root):
     return {
         "hf": root / "llama",
         "jsonl": root / "pairs.jsonl",
@@ -147,29 +162,6 @@ def own_cache(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(os.environ, "RLPREF_CACHE", str(cache))
         yield
-
-
-def save_llama(folder):
-    ids = {word: i for i, word in enumerate(["<unk>", "<eos>", *WORDS])}
-    tokenizer = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", eos_token="<eos>").save_pretrained(folder)
-    config = LlamaConfig(
-        vocab_size=len(ids),
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        eos_token_id=1,
-        bos_token_id=None,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-
-
-def write_jsonl(file):
-    rows = [{"prompt": f"the film {i}", "chosen": "very good", "rejected": "was awful"} for i in range(40)]
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def write_lists(file):

@@ -11,6 +11,7 @@ from rlpref.algorithms.algorithm import Costs, Round
 from rlpref.models.bundle import Models
 from rlpref.models.heads import critic_from, scalar_model
 from rlpref.models.reference import freeze
+from rlpref.rollout.engine import LocalEngine
 from rlpref.types import Pairs, Prompts, Sequences, TensorBatch
 from rlpref.update import backward, parameters
 
@@ -91,6 +92,7 @@ def problem(random_llama):
             temperature=0.9,
             max_new_tokens=6,
             chunk=3,
+            engine=LocalEngine(3),
             reward=word_count,
             reward_model=reward_model,
             critic=critic_from(reward_model),

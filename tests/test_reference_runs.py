@@ -31,7 +31,7 @@ def reference_hash(folder) -> str:
 def test_one_row_at_the_start_where_the_reference_stays(tmp_path):
     runs.run(tmp_path, *DPO)
     assert logged(tmp_path) == [(0, 0, reference_hash(tmp_path))]
-    assert json.loads((tmp_path / "run.json").read_text())["reference"] == {"kind": "initial"}
+    assert json.loads((tmp_path / "run.json").read_text())["reference"] == {"kind": "initial", "cache": True}
 
 
 def test_a_row_for_each_sync_with_the_hash_of_the_policy_then(tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ import runs
 from rlpref import check
 from rlpref.binding import ConfigError
 
+LANGUAGE_MODEL = ["model=hf", "model.name=x", "data=jsonl", "data.path=x", "reward=none"]
 REFUSED = [  # overrides, what the message says
     (["+foo=1"], "'foo'"),
     (["+sed=1"], "'sed'.*Did you mean 'seed'"),
@@ -27,6 +28,13 @@ REFUSED = [  # overrides, what the message says
     (["algorithm=iterative_dpo", "algorithm/loss=kto"], "loss 'kto' takes data of kind 'unpaired', not 'pairs'"),
     (["algorithm=iterative_dpo", "algorithm/loss=sppo", "algorithm.loss.labels=soft"], "reads soft labels"),
     (["algorithm=aot", "training.micro_batch_size=8"], "loss 'aot' takes a minibatch as a whole.*at least.*256"),
+    (["algorithm=aot", "training.micro_batch_tokens=512"], "loss 'aot'.*training.micro_batch_tokens=null"),
+    (["training.micro_batch_tokens=0"], "micro_batch_tokens must be"),
+    (["+model.compute_dtype=bfloat16"], "model 'tabular' does not use 'compute_dtype'"),
+    ([*LANGUAGE_MODEL, "model.compute_dtype=float16"], "'compute_dtype' cannot be 'float16'"),
+    ([*LANGUAGE_MODEL, "model.compile=true", "model.checkpoint_layers=true"], "checkpoint_layers is not used with"),
+    ([*LANGUAGE_MODEL, "model.compute_dtype=bfloat16", "model.lora.r=2"], "compute_dtype is for full fine-tuning"),
+    ([*LANGUAGE_MODEL, "+model.compiled=true"], "'compiled'.*Did you mean 'compile'"),
     (["algorithm=kto", "algorithm.batch_size=1"], "loss 'kto' compares the rows of a minibatch"),
     (["algorithm=simpo", "+algorithm.loss.gama=1"], "loss 'simpo' does not use 'gama'. Did you mean 'gamma'"),
     (["algorithm=robust", "algorithm.loss.label_smoothing=0.5"], "loss 'robust' has no finite value"),
@@ -54,6 +62,14 @@ REFUSED = [  # overrides, what the message says
     (["reference=ema", "reference.rate=0"], "reference.rate must be above 0 and at most 1, not 0"),
     (["reference=sync", "reference.every=0"], "reference.every must be at least 1, not 0"),
     (["reference=sync", "reference.every=often"], "'every' cannot be 'often'"),
+    (["+rollout.base_url=x"], "rollout 'local' does not use 'base_url'"),
+    (["rollout.rows=0"], "rollout.rows must be at least 1, not 0"),
+    (["rollout=openai"], "algorithm 'dpo' cannot use rollout 'openai': it samples nothing while it trains"),
+    (["algorithm=ppo", "rollout=openai"], "algorithm 'ppo' cannot use rollout 'openai': its gradient needs"),
+    (["algorithm=reinforce", "rollout=openai"], "algorithm 'reinforce' cannot use rollout 'openai'"),
+    (["algorithm=iterative_dpo", "rollout=openai"], "no server can load model 'tabular'"),
+    (["algorithm=iterative_dpo", "rollout=openai", "rollout.server=tgi"], "'server' cannot be 'tgi'"),
+    (["algorithm=iterative_dpo", "rollout=openai", "+rollout.url=x"], "does not use 'url'.*Did you mean 'base_url'"),
     (["reference=none"], "algorithm 'dpo' with loss 'dpo' reads the reference.*Set reference=initial"),
     (["algorithm=ppo", "reference=none"], "algorithm 'ppo' reads the reference"),
     (["algorithm=reinforce", "reference=none"], "algorithm 'reinforce' reads the reference"),

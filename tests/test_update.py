@@ -1,9 +1,22 @@
 """Several runs share one optimizer and none feels another."""
 
+from functools import partial
+
 import pytest
 import torch
+from transformers import get_scheduler
 
-from rlpref.update import clip, learning_rates, make_optimizer, restore_share, share_of
+from rlpref.types import Sequences
+from rlpref.update import (
+    OptimizerSettings,
+    Passes,
+    clip,
+    learning_rates,
+    make_optimizer,
+    make_schedule,
+    restore_share,
+    share_of,
+)
 
 
 def trained(runs: int) -> list[dict]:
@@ -58,3 +71,66 @@ def test_a_runs_share_of_the_optimizer_fits_an_optimizer_of_its_own():
         optimizer.step()
     for name in scales:
         assert torch.equal(alone[0][name][0], together[1][name][0])
+
+
+def rows_of(lengths: list[int]) -> Sequences:
+    """One row for each length; the first two tokens are the prompt, and every third row has prompt (1, 1)."""
+    real = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+    ids = torch.arange(2, len(lengths) + 2)[:, None].expand(real.shape).clone()
+    ids[::3] = 1
+    return Sequences(ids, real, real & (torch.arange(max(lengths)) > 1))
+
+
+@pytest.mark.parametrize("runs", [1, 2])
+@pytest.mark.parametrize("tokens", [None, 12, 40, 10_000])
+def test_every_row_is_in_one_pass_and_no_pass_holds_more_than_it_may(runs, tokens):
+    lengths = [5, 30, 7, 4, 4, 9, 12, 3, 6, 8, 11, 3] * runs
+    batch = rows_of(lengths)
+    cut = Passes(rows=5, tokens=tokens).cut(batch, runs)
+    assert sorted(torch.cat(cut).tolist()) == list(range(len(batch)))
+    each = len(batch) // runs
+    for rows in cut:
+        in_run = torch.bincount(rows // each, minlength=runs)
+        assert (in_run == in_run[0]).all()
+        assert in_run[0] <= 5
+        if tokens and in_run[0] > 1:
+            assert sum(lengths[row] for row in rows.tolist()) <= tokens
+    if tokens == 10_000:
+        assert [len(rows) for rows in cut] == [5 * runs, 5 * runs, 2 * runs]
+
+
+def test_counted_in_tokens_answers_to_one_prompt_stand_together():
+    cut = torch.cat(Passes(rows=100, tokens=10_000).cut(rows_of([5] * 9), 1)).tolist()
+    places = [cut.index(row) for row in (0, 3, 6)]
+    assert max(places) - min(places) == 2
+
+
+def test_a_step_of_the_optimizer_counts_as_a_write():
+    (run,) = trained(1)
+    optimizer = make_optimizer([run], [0.1], {"policy": 1.0, "critic": 1.0}, weight_decay=0.0)
+    fill(run, 1.0)
+    before = run["policy"][0]._version
+    optimizer.step()
+    assert run["policy"][0]._version > before
+
+
+@pytest.mark.parametrize("warmup", [0.0, 0.1, 0.3, 1.0])
+@pytest.mark.parametrize("name", ["linear", "cosine", "constant", "constant_with_warmup"])
+def test_schedules_are_those_of_transformers(name, warmup):
+    if name == "constant" and warmup:
+        return  # refused
+
+    def rates(make, steps) -> list[float]:
+        optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.123)
+        schedule, found = make(optimizer, round(warmup * steps), steps), []
+        for _ in range(steps + 2):
+            found.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            schedule.step()
+        return found
+
+    settings = OptimizerSettings(0.123, name, warmup, 0.0, 1.0)
+    for steps in (1, 7, 50):
+        theirs = rates(partial(get_scheduler, name), steps)
+        ours = rates(lambda optimizer, _, steps: make_schedule(settings, optimizer, steps), steps)
+        assert ours == pytest.approx(theirs, rel=1e-12)

@@ -10,7 +10,7 @@ from rlpref.binding import ConfigError
 from rlpref.data.preferences import PreferenceData
 from rlpref.models.bundle import Models
 from rlpref.ops.blocks import chosen_rows, spread
-from rlpref.rollout.sampler import ends_with_eos, sample
+from rlpref.rollout.sampler import ends_with_eos
 from rlpref.types import Prompts, Rollouts, Samples, Sequences
 
 
@@ -58,7 +58,7 @@ def _order(of: int, n: int, generator: torch.Generator) -> Tensor:
 
 def sample_answers(models: Models, prompts: Prompts, k: int, round: Round) -> Samples:
     """k answers of the policy to each prompt, counted as a cost."""
-    samples = sample(
+    samples = models.engine.sample(
         models.policy,
         prompts.to(models.device),
         k,
@@ -66,7 +66,6 @@ def sample_answers(models: Models, prompts: Prompts, k: int, round: Round) -> Sa
         models.temperature,
         models.eos_token_id,
         round.generators,
-        models.chunk,
     )
     round.charge(samples=len(samples), tokens=samples.sequences.attention_mask.sum(1))
     return samples

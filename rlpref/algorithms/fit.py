@@ -57,7 +57,7 @@ def check_form(algorithm: Algorithm, kind: str, name: str, form: str) -> None:
     raise ConfigError(f"{who} takes data of kind {kinds}, not '{form}': {mend}, or choose another loss.")
 
 
-def check_minibatch(algorithm: Algorithm, micro_batch_size: int) -> None:
+def check_minibatch(algorithm: Algorithm, micro_batch_size: int, micro_batch_tokens: int | None) -> None:
     """Raises ConfigError where a loss that takes its minibatch as a whole would see it in parts, or alone."""
     objective = getattr(algorithm, "objective", None)
     if objective is None or not objective.entry.coupled:
@@ -68,6 +68,8 @@ def check_minibatch(algorithm: Algorithm, micro_batch_size: int) -> None:
             f"loss '{name}' takes a minibatch as a whole: training.micro_batch_size is {micro_batch_size}, "
             f"but must be at least algorithm.batch_size, {rows}."
         )
+    if micro_batch_tokens is not None:
+        raise ConfigError(f"loss '{name}' takes a minibatch as a whole: set training.micro_batch_tokens=null.")
     if rows < 2:
         raise ConfigError(f"loss '{name}' compares the rows of a minibatch: algorithm.batch_size must be above 1.")
 

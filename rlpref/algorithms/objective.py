@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -26,14 +28,15 @@ FROM_DATA = {  # columns that nothing but the data can fill, and how
 }
 
 
-def with_reference(models: Models, objective: Objective, batch: TensorBatch) -> TensorBatch:
+def with_reference(models: Models, objective: Objective, batch: TensorBatch, fixed: bool = False) -> TensorBatch:
     """The rows with the reference's log-probs stored where the objective reads them, so that epochs do not compute
-    them again; without them where they would go stale before the round ends. Raises ConfigError for a column that
-    the objective reads and the data do not have."""
+    them again (nor other runs, where the rows are `fixed` data); without them where they would go stale before the
+    round ends. Raises ConfigError for a column that the objective reads and the data do not have."""
     require_columns(objective, batch)
     if not objective.reads_reference or models.rule.moves_within_rounds:
         return batch
-    return KINDS[objective.entry.takes].at_reference(models, objective, batch)
+    ref_logps = models.fixed_ref_logps if fixed else models.ref_logps
+    return KINDS[objective.entry.takes].at_reference(objective, batch, ref_logps)
 
 
 def require_columns(objective: Objective, batch: TensorBatch) -> None:
@@ -80,7 +83,7 @@ def check_objective_start(models: Models, objective: Objective, batch: TensorBat
     if not objective.reads_reference:
         return
     if not models.starts_at_reference:
-        batch = kind.at_reference(models, objective, batch, models.initial)
+        batch = kind.at_reference(objective, batch, partial(models.ref_logps, reference=models.initial))
     with torch.no_grad():
         found = kind.logps(models, objective, batch)
     still, log_ratios = kind.at_rest(found)

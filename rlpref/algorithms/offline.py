@@ -41,7 +41,7 @@ class Offline:
             rows = unpair(rows, round.runs)
         if isinstance(rows, Answers) and "mismatched" not in self.objective.reads:
             rows = replace(rows, mismatched=None)  # no model will read them
-        return with_reference(models, self.objective, rows)
+        return with_reference(models, self.objective, rows, fixed=True)
 
     def loss(self, models: Models, batch: TensorBatch) -> Loss:
         return objective_loss(models, self.objective, self.scale, batch)

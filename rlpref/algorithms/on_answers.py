@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -11,16 +12,15 @@ from rlpref.algorithms.common import above
 from rlpref.losses.inputs import AnswerLogps
 from rlpref.losses.modifiers import Objective
 from rlpref.models.bundle import Models
-from rlpref.models.reference import Reference
-from rlpref.types import Answers
+from rlpref.types import Answers, Sequences
 
 
-def at_reference(models: Models, objective: Objective, answers: Answers, reference: Reference | None = None) -> Answers:
-    """The answers with the log-probs of the given reference, or of the models' as it is now."""
+def at_reference(objective: Objective, answers: Answers, ref_logps: Callable[[Sequences], Tensor]) -> Answers:
+    """The answers with the log-probs that the function gives."""
     mismatched = answers.ref_mismatched
     if "mismatched" in objective.reads:
-        mismatched = models.ref_logps(answers.mismatched, reference).sum(1)
-    return replace(answers, ref=models.ref_logps(answers.sequences, reference).sum(1), ref_mismatched=mismatched)
+        mismatched = ref_logps(answers.mismatched).sum(1)
+    return replace(answers, ref=ref_logps(answers.sequences).sum(1), ref_mismatched=mismatched)
 
 
 def logps(models: Models, objective: Objective, answers: Answers) -> AnswerLogps:
@@ -28,7 +28,7 @@ def logps(models: Models, objective: Objective, answers: Answers) -> AnswerLogps
     sequences = answers.sequences.trimmed()
     policy = models.policy_logps(sequences)[0].sum(1)
     if objective.reads_reference and answers.ref is None:
-        answers = at_reference(models, objective, answers)
+        answers = at_reference(objective, answers, models.ref_logps)
     mismatched = None
     if "mismatched" in objective.reads:
         with torch.no_grad():

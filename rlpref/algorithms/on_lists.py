@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -12,20 +13,19 @@ from rlpref.losses.inputs import ListLogps
 from rlpref.losses.lists import best
 from rlpref.losses.modifiers import Objective
 from rlpref.models.bundle import Models
-from rlpref.models.reference import Reference
-from rlpref.types import Lists
+from rlpref.types import Lists, Sequences
 
 
-def at_reference(models: Models, objective: Objective, lists: Lists, reference: Reference | None = None) -> Lists:
-    """The lists with the log-probs of the given reference, or of the models' as it is now."""
-    return replace(lists, ref=lists.unflat(models.ref_logps(lists.flat(), reference).sum(1)))
+def at_reference(objective: Objective, lists: Lists, ref_logps: Callable[[Sequences], Tensor]) -> Lists:
+    """The lists with the log-probs that the function gives."""
+    return replace(lists, ref=lists.unflat(ref_logps(lists.flat()).sum(1)))
 
 
 def logps(models: Models, objective: Objective, lists: Lists) -> ListLogps:
     """One pass of the policy over the answers that are there."""
     policy = lists.unflat(models.policy_logps(lists.flat().trimmed())[0].sum(1))
     if objective.reads_reference and lists.ref is None:
-        lists = at_reference(models, objective, lists)
+        lists = at_reference(objective, lists, models.ref_logps)
     return ListLogps(
         logps=policy,
         ref_logps=lists.ref.to(policy) if objective.reads_reference else torch.zeros_like(policy.detach()),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -11,7 +12,6 @@ from rlpref.algorithms.common import reward_metrics
 from rlpref.losses.inputs import PairLogps
 from rlpref.losses.modifiers import Objective
 from rlpref.models.bundle import Models
-from rlpref.models.reference import Reference
 from rlpref.ops.logps import decayed_sum
 from rlpref.ops.masked import masked_mean
 from rlpref.types import Pairs, Sequences, cat
@@ -19,11 +19,12 @@ from rlpref.types import Pairs, Sequences, cat
 SIDES = ("chosen", "rejected")
 
 
-def at_reference(models: Models, objective: Objective, pairs: Pairs, reference: Reference | None = None) -> Pairs:
-    """The pairs with the log-probs of the given reference, or of the models' as it is now."""
+def at_reference(objective: Objective, pairs: Pairs, ref_logps: Callable[[Sequences], Tensor]) -> Pairs:
+    """The pairs with the log-probs that the function gives; asked for both sides at once, it reads a prompt once."""
+    both = cat([pairs.chosen, pairs.rejected])
+    tokens, n = ref_logps(both), len(pairs)
     chosen, rejected = (
-        answer_sums(objective, models.ref_logps(side, reference), side, pairs)
-        for side in (pairs.chosen, pairs.rejected)
+        answer_sums(objective, tokens[rows], both[rows], pairs) for rows in (slice(0, n), slice(n, 2 * n))
     )
     return replace(pairs, ref_chosen=chosen, ref_rejected=rejected)
 
@@ -54,7 +55,7 @@ def logps(models: Models, objective: Objective, pairs: Pairs) -> PairLogps:
         answer_sums(objective, tokens[rows], both[rows], pairs) for rows in (slice(0, n), slice(n, 2 * n))
     )
     if objective.reads_reference and pairs.ref_chosen is None:
-        pairs = at_reference(models, objective, pairs)
+        pairs = at_reference(objective, pairs, models.ref_logps)
     nothing = torch.zeros_like(chosen.detach())
     return PairLogps(
         chosen=chosen,

@@ -21,11 +21,11 @@ from rlpref.losses import ppo_clip, reduced, value_clip
 from rlpref.losses.bounds import counted
 from rlpref.losses.inputs import RolloutLogps
 from rlpref.models.bundle import Models, in_chunks
-from rlpref.models.heads import ScalarHead
+from rlpref.models.heads import state_values
 from rlpref.ops.blocks import blocks, spread
 from rlpref.ops.gae import gae, penalised_rewards
 from rlpref.ops.masked import masked_mean, masked_variance, masked_whiten
-from rlpref.types import Rollouts, Sequences
+from rlpref.types import Rollouts
 
 
 @dataclass
@@ -100,13 +100,6 @@ class PPO:
 
     def check_start(self, models: Models, batch: Rollouts) -> None:
         check_rollout_start(models, batch)
-
-
-def state_values(critic: ScalarHead, sequences: Sequences) -> Tensor:
-    """[B, T] the critic before each completion token, 0 elsewhere: the head reads one column earlier."""
-    values = critic(sequences.ids, sequences.attention_mask, sequences.position_ids)
-    before = torch.nn.functional.pad(values[:, :-1], (1, 0))
-    return torch.where(sequences.mask, before, torch.zeros_like(before))
 
 
 def explained_variance(returns: Tensor, values: Tensor, mask: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from rlpref.data.preferences import PreferenceData
 from rlpref.losses.inputs import RewardPairs
 from rlpref.losses.modifiers import Objective, make_objective
 from rlpref.models.bundle import Models
-from rlpref.rewards.learned import answer_scores
+from rlpref.models.heads import answer_scores
 from rlpref.types import Pairs, cat
 
 

@@ -21,6 +21,7 @@ from rlpref.data.checks import (
 )
 
 Prompt = str | list[dict]  # text or chat turns
+_encode = json.JSONEncoder(sort_keys=True).encode  # json.dumps would make an encoder for each row
 
 
 @dataclass
@@ -102,7 +103,7 @@ def opening(prompt: Prompt) -> Prompt:
 
 def prompt_key(prompt: Prompt) -> str:
     """A string that is equal for equal prompts."""
-    return json.dumps(prompt, sort_keys=True)
+    return _encode(prompt)
 
 
 def rows_hash(rows: Iterable[AnyRow]) -> str:
@@ -115,7 +116,7 @@ def rows_hash(rows: Iterable[AnyRow]) -> str:
             for name, value in vars(row).items()
             if value is not None or name not in ("weight", "soft_label")
         }
-        digest.update(json.dumps(known, sort_keys=True).encode() + b"\n")
+        digest.update(_encode(known).encode() + b"\n")
     return digest.hexdigest()
 
 

@@ -13,7 +13,7 @@ from rlpref.evaluation.estimates import distinct_n, mean_and_se, wins
 from rlpref.evaluation.exact import ExactEvaluator
 from rlpref.evaluation.measure import Measured, draw, measure
 from rlpref.models.bundle import Models, in_chunks
-from rlpref.rewards.learned import answer_scores
+from rlpref.models.heads import answer_scores
 from rlpref.rewards.scorer import completion_ids, completion_texts
 from rlpref.rollout.sampler import ends_with_eos
 from rlpref.types import Pairs, Prompts, Samples
@@ -118,7 +118,9 @@ class Evaluator:
         if pairs is None:
             return {}
         if "pairs" not in self._reference:
-            self._reference["pairs"] = [m.ref_logps(side, m.initial).sum(1) for side in (pairs.chosen, pairs.rejected)]
+            self._reference["pairs"] = [
+                m.fixed_ref_logps(side, m.initial).sum(1) for side in (pairs.chosen, pairs.rejected)
+            ]
         ref_chosen, ref_rejected = self._reference["pairs"]
         chosen, rejected = measured.chosen, measured.rejected
         margins = (chosen - ref_chosen) - (rejected - ref_rejected)

@@ -30,10 +30,11 @@ class Measured:
 
 
 def draw(model: nn.Module, models: Models, prompts: Prompts, k: int, seeds: list[int]) -> Samples:
-    """Answers with the same random numbers at every evaluation: what moves is the policy. One seed for each run."""
+    """Answers with the same random numbers at every evaluation: what moves is the policy. One seed for each run. They
+    are the model's own also where a server answers for training: what is measured on them needs its exact samples."""
     generators = [torch.Generator(models.device).manual_seed(seed) for seed in seeds]
     m = models
-    return sample(model, prompts, k, m.max_new_tokens, m.temperature, m.eos_token_id, generators, m.chunk)
+    return sample(model, prompts, k, m.max_new_tokens, m.temperature, m.eos_token_id, generators, m.engine.rows)
 
 
 def measure(

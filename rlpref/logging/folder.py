@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 LOGS = ("metrics.jsonl", "samples.jsonl", "reference.jsonl")
-NOT_IDENTITY = ("logger", "replicas")  # sections that do not change what a run computes
+NOT_IDENTITY = ("logger", "replicas", "side_by_side")  # sections that do not change what a run computes
 
 
 def config_hash(config: dict) -> str:
     """Eight hex digits of what the run of a resolved configuration computes."""
     kept = {key: value for key, value in config.items() if key not in NOT_IDENTITY}
+    if isinstance(kept.get("reference"), dict):  # its `cache` gives the bits that would be computed
+        kept["reference"] = {key: value for key, value in kept["reference"].items() if key != "cache"}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:8]
 
 

@@ -15,11 +15,12 @@ from rlpref.models.reference_rule import FIXED, ReferenceRule
 from rlpref.ops.logps import (
     Comparison,
     compare,
-    completion_logits,
+    read_completions,
     token_confidence,
     token_forward_kl,
     token_logps,
 )
+from rlpref.ops.twin import running
 from rlpref.types import Sequences, TensorBatch, cat
 
 
@@ -35,6 +36,7 @@ class Models:
     temperature: float
     max_new_tokens: int
     chunk: int  # rows in one pass without gradient
+    engine: Any  # rlpref.rollout.engine.Engine: what answers prompts for training
     reward: Callable[[Sequences], Tensor] | None = None  # the score that training may use
     gold: Callable[[Sequences], Tensor] | None = None  # the truth, for labels and evaluation
     reward_model: ScalarHead | None = None
@@ -57,7 +59,8 @@ class Models:
 
     @property
     def policy_dtype(self) -> torch.dtype:
-        return next(self.policy.parameters()).dtype
+        """What the policy computes in."""
+        return next(running(self.policy).parameters()).dtype
 
     def policy_logps(self, sequences: Sequences, entropy: bool = False) -> tuple[Tensor, Tensor | None]:
         """[B, T] log-probs (and entropies on demand) of the policy, with gradient."""
@@ -69,10 +72,10 @@ class Models:
 
     def forward_kl(self, sequences: Sequences) -> tuple[Tensor, Tensor]:
         """[B, T] log-probs of the policy and KL(ref || policy) at each token, both with gradient."""
-        logits, first = completion_logits(self.policy, sequences, self.temperature)
+        read = read_completions(self.policy, sequences, self.temperature)
         with self.ref.active() as ref:
-            ref_logits, _ = completion_logits(ref, sequences, self.temperature)
-        return token_forward_kl(logits, ref_logits, first, sequences)
+            ref_read = read_completions(ref, sequences, self.temperature)
+        return token_forward_kl(read, ref_read)
 
     def ref_logps(self, sequences: Sequences, reference: Reference | None = None) -> Tensor:
         """[B, T] log-probs of the reference, no gradient, in chunks; an answer that comes again is read once."""
@@ -81,14 +84,20 @@ class Models:
             found = in_chunks(lambda part: token_logps(model, part, self.temperature)[0], rows, self.chunk)
         return found[again]
 
+    def fixed_ref_logps(self, sequences: Sequences, reference: Reference | None = None) -> Tensor:
+        """`ref_logps` of rows that other runs read, too: from disk where the reference keeps them there."""
+        reference = reference or self.ref
+        if reference.cache is None:
+            return self.ref_logps(sequences, reference)
+        return reference.cache.logps(sequences, lambda rows: self.ref_logps(rows, reference))
+
     def compare_with_initial(self, sequences: Sequences) -> Comparison:
         """The policy beside the reference it started from, no gradient, in chunks."""
 
         def compared(part: Sequences) -> Comparison:
-            logits, first = completion_logits(self.policy, part, self.temperature)
+            read = read_completions(self.policy, part, self.temperature)
             with self.initial.active() as ref:
-                ref_logits, _ = completion_logits(ref, part, self.temperature)
-            return compare(logits, ref_logits, first, part)
+                return compare(read, read_completions(ref, part, self.temperature))
 
         return in_chunks(compared, sequences, self.chunk)
 

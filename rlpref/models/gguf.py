@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+import transformers
 from transformers.utils import logging as transformers_logging
 
 from rlpref.binding import ConfigError
@@ -80,14 +80,14 @@ def convert(gguf: Path, folder: Path) -> None:
 
 def _dequantise(gguf: Path, folder: Path) -> None:
     transformers_logging.disable_progress_bar()
-    model = AutoModelForCausalLM.from_pretrained(
+    model = transformers.AutoModelForCausalLM.from_pretrained(
         gguf.parent,
         gguf_file=gguf.name,
-        quantization_config=GgufConfig(dequantize=True),
+        quantization_config=transformers.GgufConfig(dequantize=True),
         dtype=torch.float32,
     )
     left = [name for name, module in model.named_modules() if type(module).__name__ == "GgufLinear"]
     if left:
         raise RuntimeError(f"{gguf.name}: {len(left)} layers are still quantised, the first is {left[0]}")
     model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
+    transformers.AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)

@@ -7,12 +7,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from rlpref.binding import ConfigError
 from rlpref.models.lm import has_adapter, lora_config, refuse_trained_bfloat16, wants_adapter
 from rlpref.ops.masked import last_masked
+from rlpref.ops.packing import decode, is_packed, pack, scattered
+from rlpref.ops.twin import running
 from rlpref.types import Sequences
 
 
@@ -34,10 +36,14 @@ class ScalarHead(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor) -> Tensor:
         """[B, T] the number after reading each token."""
-        read = self.backbone(
+        read = running(self.backbone)(
             input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False
         )
-        return linear(read.last_hidden_state.to(self.head.weight.dtype), self.head.weight[0], self.head.bias)
+        return self.numbers(read.last_hidden_state)
+
+    def numbers(self, hidden: Tensor) -> Tensor:
+        """[..] of hidden states [.., width]."""
+        return linear(hidden.to(self.head.weight.dtype), self.head.weight[0], self.head.bias)
 
 
 def linear(hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -50,7 +56,7 @@ def backbone_of(model: nn.Module) -> nn.Module:
     """The decoder under a causal LM (HF, HF under a peft adapter, or one that keeps it in `.model`): the part
     that returns `.last_hidden_state`."""
     causal = model.get_base_model() if has_adapter(model) else model
-    return causal.base_model if isinstance(causal, PreTrainedModel) else causal.model
+    return causal.base_model if isinstance(causal, transformers.PreTrainedModel) else causal.model
 
 
 def scalar_model(policy: nn.Module, lora: Mapping[str, Any] | None, generator: torch.Generator) -> ScalarHead:
@@ -69,6 +75,27 @@ def scalar_model(policy: nn.Module, lora: Mapping[str, Any] | None, generator: t
     if wants_adapter(lora):
         backbone = _with_adapter(backbone, lora, generator)
     return _trainable(ScalarHead(backbone, policy.config.hidden_size, generator).eval())
+
+
+def state_values(model: ScalarHead, sequences: Sequences) -> Tensor:
+    """[B, T] the number before each completion token, 0 elsewhere: what the head says one token earlier."""
+    backbone = running(model.backbone)
+    if is_packed(backbone):
+        packed = pack(sequences)
+        return scattered(packed, model.numbers(decode(backbone, packed)[packed.read]), sequences.ids.shape)
+    values = model(sequences.ids, sequences.attention_mask.long(), sequences.position_ids)
+    before = torch.nn.functional.pad(values[:, :-1], (1, 0))
+    return torch.where(sequences.mask, before, torch.zeros_like(before))
+
+
+def answer_scores(model: ScalarHead, sequences: Sequences) -> Tensor:
+    """[B] the number at the last real token of each row, with gradient."""
+    backbone = running(model.backbone)
+    if is_packed(backbone):
+        packed = pack(sequences, last=True)
+        return model.numbers(decode(backbone, packed)[packed.last])
+    values = model(sequences.ids, sequences.attention_mask.long(), sequences.position_ids)
+    return last_token_scores(values, sequences)
 
 
 def last_token_scores(values: Tensor, sequences: Sequences) -> Tensor:

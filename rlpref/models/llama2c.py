@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 import torch
+import transformers
 from tokenizers import AddedToken, Tokenizer, decoders, normalizers, processors
 from tokenizers.models import BPE
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from rlpref.binding import ConfigError
+from rlpref.models.attention import register
 from rlpref.models.lm import DTYPES, LoadedModel, check_precision, finish
 
 SPECIAL = ("<unk>", "<s>", "</s>")  # ids 0, 1, 2
@@ -29,19 +30,20 @@ def stories260k(
     Raises ConfigError for a file that is missing or does not have the format to the last byte.
     """
     check_precision(dtype, attn_implementation, lora)
+    register()
     model = read_model(Path(path), attn_implementation).to(DTYPES[dtype])
     tokenizer = read_tokenizer(Path(tokenizer_path), model.config.max_position_embeddings)
     return finish(model, tokenizer, "stories260k", lora)
 
 
-def read_model(path: Path, attn_implementation: str) -> LlamaForCausalLM:
+def read_model(path: Path, attn_implementation: str) -> transformers.LlamaForCausalLM:
     """The float32 Llama in a run.c checkpoint: a header of 7 int32, then float32 tensors, each used."""
     content = _content(path, "model.path")
     header = struct.unpack_from("<7i", content) if len(content) >= 28 else (0,) * 7
     dim, hidden, layers, heads, kv_heads, vocab, length = header
     if min(dim, hidden, layers, heads, kv_heads, abs(vocab), length) < 1 or dim % heads or heads % kv_heads:
         raise ConfigError(f"model.path {path} is no run.c checkpoint: its header reads {header}.")
-    config = LlamaConfig(
+    config = transformers.LlamaConfig(
         vocab_size=abs(vocab),
         hidden_size=dim,
         intermediate_size=hidden,
@@ -57,12 +59,12 @@ def read_model(path: Path, attn_implementation: str) -> LlamaForCausalLM:
         dtype="float32",
         attn_implementation=attn_implementation,
     )
-    model = LlamaForCausalLM(config)
+    model = transformers.LlamaForCausalLM(config)
     model.load_state_dict(_state(_tensors(content[28:], config, path), config))
     return model.eval()
 
 
-def _shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
+def _shapes(config: transformers.LlamaConfig) -> dict[str, tuple[int, ...]]:
     """The tensors of a run.c checkpoint in file order."""
     dim, hidden, layers = config.hidden_size, config.intermediate_size, config.num_hidden_layers
     head = dim // config.num_attention_heads
@@ -86,7 +88,7 @@ def _shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
     }
 
 
-def _tensors(content: bytes, config: LlamaConfig, path: Path) -> dict[str, Tensor]:
+def _tensors(content: bytes, config: transformers.LlamaConfig, path: Path) -> dict[str, Tensor]:
     shapes = _shapes(config)
     sizes = [int(np.prod(shape)) for shape in shapes.values()]
     if len(content) != 4 * sum(sizes):
@@ -98,7 +100,7 @@ def _tensors(content: bytes, config: LlamaConfig, path: Path) -> dict[str, Tenso
     return {name: part.view(shapes[name]) for name, part in zip(shapes, floats.split(sizes))}
 
 
-def _state(tensors: dict[str, Tensor], config: LlamaConfig) -> dict[str, Tensor]:
+def _state(tensors: dict[str, Tensor], config: transformers.LlamaConfig) -> dict[str, Tensor]:
     """HF names. The rotary tables are left out: HF computes them."""
     state = {
         "model.embed_tokens.weight": tensors["token_embedding"],
@@ -128,7 +130,7 @@ def _rope_halves(weight: Tensor, heads: int) -> Tensor:
     return pairs.transpose(2, 3).reshape(layers, rows, dim)
 
 
-def read_tokenizer(path: Path, model_max_length: int) -> PreTrainedTokenizerFast:
+def read_tokenizer(path: Path, model_max_length: int) -> transformers.PreTrainedTokenizerFast:
     """The sentencepiece BPE in a run.c tokenizer file: byte fallback, a space put before the text and taken
     off after decoding, BOS (id 1) added at the front, EOS id 2."""
     scores = read_pieces(path)
@@ -143,7 +145,7 @@ def read_tokenizer(path: Path, model_max_length: int) -> PreTrainedTokenizerFast
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", 1)]
     )
-    return PreTrainedTokenizerFast(
+    return transformers.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         unk_token=SPECIAL[0],
         bos_token=SPECIAL[1],

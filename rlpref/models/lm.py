@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import torch
-from huggingface_hub import model_info
+import transformers
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from rlpref.binding import ConfigError, choose, did_you_mean
-from rlpref.models.attention import PACKED
+from rlpref.models.attention import PACKED, check_packed, register
 from rlpref.models.hashing import tokenizer_hash
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -38,11 +38,12 @@ def hf(name: str, dtype: str, attn_implementation: str, lora: Mapping[str, Any] 
     Raises ConfigError when there is no such model, or for settings that cannot work.
     """
     check_precision(dtype, attn_implementation, lora)
+    register()
     source, hub_error = _source(name)
     transformers_logging.disable_progress_bar()
     try:
-        tokenizer = AutoTokenizer.from_pretrained(**source, trust_remote_code=False)
-        policy = AutoModelForCausalLM.from_pretrained(
+        tokenizer = transformers.AutoTokenizer.from_pretrained(**source, trust_remote_code=False)
+        policy = transformers.AutoModelForCausalLM.from_pretrained(
             **source,
             dtype=DTYPES[dtype],
             attn_implementation=attn_implementation,
@@ -55,12 +56,14 @@ def hf(name: str, dtype: str, attn_implementation: str, lora: Mapping[str, Any] 
     return finish(policy, tokenizer, name, lora)
 
 
-def finish(policy: PreTrainedModel, tokenizer, name: str, lora: Mapping[str, Any] | None) -> LoadedModel:
+def finish(policy: transformers.PreTrainedModel, tokenizer, name: str, lora: Mapping[str, Any] | None) -> LoadedModel:
     """What every builder of a real model ends with: EOS and pad token, adapter, dropout off, the card."""
     _define_special_tokens(policy, tokenizer, name)
     policy.get_output_embeddings().register_forward_pre_hook(_contiguous)
     base = policy
     policy = apply_lora(base, lora).eval()  # Dropout stays off: policy and reference agree at step 0.
+    if base.config._attn_implementation == PACKED:
+        check_packed(policy)
     counts = {p: p.numel() for p in policy.parameters()}
     card = {
         "name": name,
@@ -155,7 +158,7 @@ def _source(name: str) -> tuple[dict[str, Any], str]:
     if folder.is_dir():
         return {"pretrained_model_name_or_path": str(folder), "local_files_only": True}, ""
     try:
-        model_info(name, timeout=10)
+        huggingface_hub.model_info(name, timeout=10)
         return {"pretrained_model_name_or_path": name}, ""
     except Exception as error:  # Whatever stops the hub, the cache may still hold the model.
         offline = {"pretrained_model_name_or_path": name, "local_files_only": True}
@@ -172,7 +175,7 @@ def _contiguous(head: nn.Module, inputs: tuple) -> tuple:
     return (inputs[0].contiguous(),)
 
 
-def _define_special_tokens(policy: PreTrainedModel, tokenizer, name: str) -> None:
+def _define_special_tokens(policy: transformers.PreTrainedModel, tokenizer, name: str) -> None:
     """EOS from the model's config where the tokenizer has none; pad = EOS where there is none (only masks are
     ever read). ConfigError without any EOS, or for a tokenizer with more ids than the model has rows."""
     if tokenizer.eos_token_id is None:

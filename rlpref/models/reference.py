@@ -12,6 +12,8 @@ from torch import nn
 
 from rlpref.models.hashing import base_hash, weights_hash
 from rlpref.models.lm import has_adapter
+from rlpref.models.reference_cache import ReferenceCache
+from rlpref.ops.twin import running
 
 
 @dataclass
@@ -20,6 +22,7 @@ class Reference:
 
     model: nn.Module
     adapter_off: bool
+    cache: ReferenceCache | None = None  # of a reference that never moves, where its log-probs are kept on disk
 
     @property
     def hash(self) -> str:
@@ -36,8 +39,8 @@ class Reference:
 
 def freeze(policy: nn.Module) -> Reference:
     """The policy as it is now, before training: shared with a LoRA policy whose adapter is still zero, else a
-    frozen deep copy."""
-    return Reference(policy, adapter_off=True) if adapter_is_zero(policy) else snapshot(policy)
+    frozen deep copy, in the dtype that the policy computes in."""
+    return Reference(policy, adapter_off=True) if adapter_is_zero(policy) else snapshot(running(policy))
 
 
 def policy_hash(policy: nn.Module) -> str:

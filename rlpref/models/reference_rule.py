@@ -23,6 +23,7 @@ class ReferenceRule:
     kind: str
     rate: float = 0.0
     every: int | None = None
+    cache: bool = False  # whether its log-probs of fixed data are kept on disk, where other runs read them
 
     def __post_init__(self):
         if self.every is not None and self.every < 1:
@@ -75,9 +76,9 @@ class ReferenceRule:
 FIXED = ReferenceRule("initial")
 
 
-def initial() -> ReferenceRule:
+def initial(cache: bool = False) -> ReferenceRule:
     """The policy before training."""
-    return FIXED
+    return ReferenceRule("initial", cache=cache)
 
 
 def previous() -> ReferenceRule:
@@ -98,9 +99,9 @@ def sync(every: int) -> ReferenceRule:
     return ReferenceRule("sync", 1.0, every)
 
 
-def adapter_off() -> ReferenceRule:
+def adapter_off(cache: bool = False) -> ReferenceRule:
     """The base model under a LoRA adapter. Where `init=` gave a trained adapter the policy does not start there."""
-    return ReferenceRule("adapter_off")
+    return ReferenceRule("adapter_off", cache=cache)
 
 
 def none() -> ReferenceRule:

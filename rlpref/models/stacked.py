@@ -97,6 +97,7 @@ def stack_models(runs: list[Models]) -> Models:
         ref=initial if first.ref is first.initial else reference("ref"),
         initial=initial,
         chunk=first.chunk * len(runs),
+        engine=replace(first.engine, rows=first.engine.rows * len(runs)),
         reward=first.reward and (gold if first.reward is first.gold else Unstacked(first.reward, tree)),
         gold=gold,
         critic=heads("critic"),

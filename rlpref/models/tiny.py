@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import torch
+import transformers
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM
 
 
 def tiny_llama(
     vocab: int, horizon: int, prompts: int, hidden_size: int, layers: int, heads: int, seed: int
-) -> LlamaForCausalLM:
+) -> transformers.LlamaForCausalLM:
     """A Llama that reads `vocab + prompts` tokens and writes the first `vocab`: its answers are exactly those
     of `TabularLM(vocab, horizon, prompts)`."""
-    config = LlamaConfig(
+    config = transformers.LlamaConfig(
         vocab_size=vocab + prompts,
         hidden_size=hidden_size,
         intermediate_size=2 * hidden_size,
@@ -28,7 +28,7 @@ def tiny_llama(
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = LlamaForCausalLM(config)
+        model = transformers.LlamaForCausalLM(config)
         model.lm_head = nn.Linear(hidden_size, vocab, bias=False)
         nn.init.normal_(model.lm_head.weight, std=config.initializer_range)
     return model.eval()

@@ -1,21 +1,67 @@
-"""The one log-prob path: what every loss, sampler check and evaluator reads is computed here."""
+"""The one log-prob path: what every loss, sampler check and evaluator reads is computed here.
+
+A model whose attention is `packed` reads its rows without padding and its head is never multiplied out; any other one
+makes the logits of every column that holds a completion token. Both give the same numbers to rounding.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
+from rlpref.ops import head, scores
+from rlpref.ops.head import Readout
+from rlpref.ops.packing import decode, is_packed, pack, scattered
+from rlpref.ops.twin import running
 from rlpref.types import Sequences, TensorBatch
+
+
+@dataclass
+class Read:
+    """What a model says of the completion tokens of a batch [B, T]."""
+
+    says: Readout | Tensor  # of M tokens; or logits [B, W, V] of the last W columns
+    targets: Tensor  # [M] or [B, W] the tokens; where nothing is scored, 0
+    place: Callable[[Tensor], Tensor]  # values like `targets` -> [B, T], 0 where nothing is scored
+
+    @property
+    def kernel(self):
+        """The module that scores such logits."""
+        return head if isinstance(self.says, Readout) else scores
+
+
+def read_completions(model: nn.Module, sequences: Sequences, temperature: float = 1.0) -> Read:
+    """`temperature` divides the logits: the policy of rlpref is the tempered distribution, in training, sampling and
+    evaluation alike."""
+    model = running(model)
+    if is_packed(model):
+        return _read_packed(model, sequences, temperature)
+    logits, first = completion_logits(model, sequences, temperature)
+    mask = sequences.mask[:, first:]
+    # What is not scored becomes 0: it may hold any id, even one that the model reads but never writes.
+    targets = torch.where(mask, sequences.ids[:, first:], 0)
+    return Read(logits, targets, partial(_placed, mask=mask, first=first))
+
+
+def _read_packed(model: nn.Module, sequences: Sequences, temperature: float) -> Read:
+    causal = model.get_base_model() if hasattr(model, "get_base_model") else model  # under a peft adapter
+    packed = pack(sequences)
+    hidden = decode(causal.base_model, packed)[packed.read]
+    out = causal.get_output_embeddings()
+    readout = Readout(hidden, out.weight, getattr(out, "bias", None), temperature)
+    targets = sequences.ids[packed.row, packed.column]
+    return Read(readout, targets, partial(scattered, packed, shape=sequences.ids.shape))
 
 
 def completion_logits(model: nn.Module, sequences: Sequences, temperature: float = 1.0) -> tuple[Tensor, int]:
     """Next-token logits for the columns that hold completion tokens.
 
     Returns (logits [B, T - first, V] in fp32 (fp64 for an fp64 model), first): row j of the second dimension
-    scores token `ids[:, first + j]`. `temperature` divides the logits: the policy of rlpref is the tempered
-    distribution, in training, sampling and evaluation alike.
+    scores token `ids[:, first + j]`.
     """
     used = sequences.mask.sum(0).nonzero()  # a third of the time of any(0)
     width = sequences.ids.shape[1]
@@ -39,14 +85,9 @@ def token_logps(
 
     Both are [B, T] in nats, aligned with `sequences.ids` and 0 outside `sequences.mask`.
     """
-    logits, first = completion_logits(model, sequences, temperature)
-    targets, mask = _targets(sequences, first)
-    log_z = logits.logsumexp(-1)
-    logps = _placed(_at(targets, logits) - log_z, mask, first)
-    if not entropy:
-        return logps, None
-    expected_logit = (logits.softmax(-1) * logits).sum(-1)
-    return logps, _placed(log_z - expected_logit, mask, first)
+    read = read_completions(model, sequences, temperature)
+    found = read.kernel.score(read.says, read.targets, entropy=entropy)
+    return read.place(found.logps), read.place(found.entropy) if entropy else None
 
 
 @dataclass
@@ -59,40 +100,13 @@ class Comparison(TensorBatch):
     entropy: Tensor  # of the policy's next-token distribution
 
 
-def compare(logits: Tensor, ref_logits: Tensor, first: int, sequences: Sequences) -> Comparison:
-    """Both arguments as `completion_logits` gives them for these sequences.
+def compare(read: Read, ref: Read) -> Comparison:
+    """Policy and reference on the same sequences, without gradient.
 
     Summed over the tokens of the policy's own samples, `kl` is an unbiased estimate of the sequence KL with
     less variance than the log-ratio: the chain rule of the KL with the inner expectation done exactly.
     """
-    targets, mask = _targets(sequences, first)
-    logps, ref_logps = logits.log_softmax(-1), ref_logits.log_softmax(-1)
-    p = logps.exp()
-    columns = (
-        _at(targets, logps),
-        _at(targets, ref_logps),
-        (p * (logps - ref_logps)).sum(-1),
-        -(p * logps).sum(-1),
-    )
-    return Comparison(*(_placed(column, mask, first) for column in columns))
-
-
-def _targets(sequences: Sequences, first: int) -> tuple[Tensor, Tensor]:
-    """Tokens and mask from column `first` on. What is not scored becomes 0: it may hold any id, even one that
-    the model reads but never writes."""
-    mask = sequences.mask[:, first:]
-    return torch.where(mask, sequences.ids[:, first:], 0), mask
-
-
-def _at(targets: Tensor, values: Tensor) -> Tensor:
-    """[B, T] of values [B, T, V] those of the tokens [B, T]."""
-    return values.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
-
-
-def _placed(values: Tensor, mask: Tensor, first: int) -> Tensor:
-    """Back into [B, T]: zeros before `first` and wherever nothing is scored."""
-    values = torch.where(mask, values, torch.zeros_like(values))
-    return nn.functional.pad(values, (first, 0))
+    return Comparison(*map(read.place, read.kernel.compare(read.says, ref.says, read.targets)))
 
 
 def token_confidence(model: nn.Module, sequences: Sequences, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
@@ -101,22 +115,22 @@ def token_confidence(model: nn.Module, sequences: Sequences, temperature: float 
 
     Both are [B, T] in nats, aligned with `sequences.ids` and 0 outside `sequences.mask`.
     """
-    logits, first = completion_logits(model, sequences, temperature)
-    targets, mask = _targets(sequences, first)
-    logps = logits.log_softmax(-1)
-    chosen = _at(targets, logps)
-    confidence = chosen.detach() - (2 * logps.detach()).logsumexp(-1)
-    return _placed(chosen, mask, first), _placed(confidence, mask, first)
+    read = read_completions(model, sequences, temperature)
+    found = read.kernel.score(read.says, read.targets, p2=True)
+    return read.place(found.logps), read.place((found.logps - found.log_p2).detach())
 
 
-def token_forward_kl(logits: Tensor, ref_logits: Tensor, first: int, sequences: Sequences) -> tuple[Tensor, Tensor]:
+def token_forward_kl(read: Read, ref: Read) -> tuple[Tensor, Tensor]:
     """Log-probs of the completion tokens and KL(ref || policy) of the next-token distribution at each, [B, T] in nats
-    and 0 outside the completions. Arguments as `completion_logits` gives them; the gradient is the policy's alone."""
-    targets, mask = _targets(sequences, first)
-    logps, ref_logps = logits.log_softmax(-1), ref_logits.log_softmax(-1)
-    chosen = _at(targets, logps)
-    kl = (ref_logps.exp() * (ref_logps - logps)).sum(-1)
-    return _placed(chosen, mask, first), _placed(kl, mask, first)
+    and 0 outside the completions. The gradient is the policy's alone."""
+    logps, kl = read.kernel.forward_kl(read.says, ref.says, read.targets)
+    return read.place(logps), read.place(kl)
+
+
+def _placed(values: Tensor, mask: Tensor, first: int) -> Tensor:
+    """Back into [B, T]: zeros before `first` and wherever nothing is scored."""
+    values = torch.where(mask, values, torch.zeros_like(values))
+    return nn.functional.pad(values, (first, 0))
 
 
 def decayed_sum(logps: Tensor, mask: Tensor, shared: Tensor, alpha: float) -> Tensor:

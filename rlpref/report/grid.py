@@ -13,7 +13,7 @@ Run = Mapping[str, Any]
 # Keys that say what problem a run solves: runs of different problems never share an average or a plot.
 PROBLEM = ("model.kind", *(f"testbed.{key}" for key in ("reward", "vocab", "horizon", "prompts", "seed")))
 PROBLEM_ROOTS = ("model", "data", "testbed", "reward", "sweep")
-OUTPUT_ROOTS = ("hydra", "logger", "logging", "wandb", "launcher", "experiment", "run", "replicas")
+OUTPUT_ROOTS = ("hydra", "logger", "logging", "wandb", "launcher", "experiment", "run", "replicas", "side_by_side")
 
 
 def flatten(tree: Mapping, prefix: str = "") -> dict[str, Any]:

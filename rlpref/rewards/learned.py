@@ -7,14 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rlpref.models.heads import ScalarHead, last_token_scores
+from rlpref.models.heads import ScalarHead, answer_scores
 from rlpref.types import Sequences
-
-
-def answer_scores(model: ScalarHead, sequences: Sequences) -> Tensor:
-    """[B] the reward model's number at the last real token of each sequence, with gradient."""
-    values = model(sequences.ids, sequences.attention_mask.long(), sequences.position_ids)
-    return last_token_scores(values, sequences)
 
 
 @dataclass

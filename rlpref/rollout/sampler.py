@@ -2,14 +2,39 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 from torch import Tensor, nn
 
 from rlpref.ops.blocks import uniform
 from rlpref.ops.masked import last_masked
-from rlpref.types import Prompts, Samples, Sequences, cat
+from rlpref.ops.packing import is_packed
+from rlpref.ops.twin import running
+from rlpref.rollout.draw import draw
+from rlpref.rollout.padded import PaddedDecoder
+from rlpref.rollout.shared import SharedDecoder
+from rlpref.types import Prompts, Samples, Sequences
 
+# Rows are dropped once an eighth have ended: it means to copy what all others have read, too much for each single one.
+KEPT = 7 / 8
 RANDOMNESS = "one uniform number for each prompt, answer and token"  # what decides the answers: part of cache keys
+
+
+class Decoder(Protocol):
+    """A model that reads one more token of each of many answers at a time."""
+
+    def start(self) -> tuple[Tensor, Tensor]:
+        """Logits [rows, V] of each answer's first token, and the answer [rows] that each row is of."""
+        ...
+
+    def keep(self, kept: Tensor) -> None:
+        """Goes on with these rows alone, in their order."""
+        ...
+
+    def step(self, tokens: Tensor) -> Tensor:
+        """Logits [rows, V] of the tokens after `tokens` [rows]."""
+        ...
 
 
 @torch.no_grad()
@@ -21,7 +46,7 @@ def sample(
     temperature: float,
     eos_token_id: int,
     generators: list[torch.Generator],
-    batch_size: int = 64,
+    batch_size: int = 256,
 ) -> Samples:
     """k answers to each prompt, drawn from softmax(logits / temperature), at most `batch_size` rows at once.
 
@@ -33,75 +58,57 @@ def sample(
     """
     if temperature <= 0:
         raise ValueError(f"sampling needs temperature > 0, got {temperature}")
+    model = running(model)
     noise = uniform(generators, len(prompts) * k, max_new_tokens)
     at_once = max(1, batch_size // k)
+    order = prompts.attention_mask.sum(1).argsort(stable=True)  # prompts of about equal length need little padding
     parts = []
-    for start in range(0, len(prompts), at_once):
-        rows = slice(start * k, (start + at_once) * k)
-        part = _sample(model, prompts[start : start + at_once], noise[rows], temperature, eos_token_id)
-        part.prompt += start
-        parts.append(part)
-    return cat(parts)
+    for chosen in order.split(at_once):
+        decoder = _decoder(model, prompts[chosen], k)
+        parts.append(_answers(decoder, noise[_answers_to(chosen, k)], temperature, eos_token_id))
+    back = _answers_to(order.argsort(), k)
+    return packed(prompts, k, *(torch.cat(column)[back] for column in zip(*parts)))
 
 
-def _sample(model: nn.Module, prompts: Prompts, noise: Tensor, temperature: float, eos_token_id: int) -> Samples:
-    """One answer for each row of `noise` [len(prompts) * k, max_new_tokens]."""
-    k, max_new_tokens = len(noise) // len(prompts), noise.shape[1]
-    ids, attention_mask = prompts.ids, prompts.attention_mask
-    positions = (attention_mask.long().cumsum(1) - 1).clamp(min=0)
-    output = model(
-        input_ids=ids,
-        attention_mask=attention_mask.long(),
-        position_ids=positions,
-        use_cache=True,
-        logits_to_keep=1,
-    )
-    cache, logits = output.past_key_values, output.logits[:, -1]
-    cache.batch_repeat_interleave(k)
-    logits = logits.repeat_interleave(k, 0)
-    seen = attention_mask.repeat_interleave(k, 0)
-    position = positions[:, -1].repeat_interleave(k) + 1
+def _answers_to(prompts: Tensor, k: int) -> Tensor:
+    """Rows of the k answers to each of these prompts [n]."""
+    return (prompts[:, None] * k + torch.arange(k, device=prompts.device)).flatten()
 
-    rows = torch.arange(len(logits), device=ids.device)  # rows still unfinished, in the order of the cache
-    tokens = ids.new_zeros(len(rows), max_new_tokens)
-    logps = torch.zeros(len(rows), max_new_tokens, device=ids.device)
-    lengths = ids.new_full((len(rows),), max_new_tokens)
-    for t in range(max_new_tokens):
-        step_logps = (logits.float() / temperature).log_softmax(-1)
-        token = _draw(step_logps.exp(), noise[rows, t])
-        tokens[rows, t] = token[:, 0]
-        logps[rows, t] = step_logps.gather(1, token)[:, 0]
-        alive = token[:, 0] != eos_token_id
-        lengths[rows[~alive]] = t + 1
-        if t + 1 == max_new_tokens or not alive.any():
+
+def _decoder(model: nn.Module, prompts: Prompts, k: int) -> Decoder:
+    longest = int(prompts.attention_mask.sum(1).max())
+    prompts = prompts.map(lambda tensor: tensor[:, -longest:])
+    if is_packed(model):
+        return SharedDecoder(model, prompts, k)
+    return PaddedDecoder(model, prompts, k)
+
+
+def _answers(decoder: Decoder, noise: Tensor, temperature: float, eos_token_id: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Tokens and their log-probs [rows, max_new_tokens], one answer for each row of `noise` of that shape, and the
+    lengths [rows]; what stands after an answer's end is not its own."""
+    tokens = torch.zeros(noise.shape, dtype=torch.long, device=noise.device)
+    logps = torch.zeros(noise.shape, device=noise.device)
+    lengths = tokens.new_full((len(noise),), noise.shape[1])
+    logits, rows = decoder.start()
+    alive = torch.ones_like(rows, dtype=torch.bool)
+    for t in range(noise.shape[1]):
+        token, logp = draw(logits, noise[rows, t], temperature)
+        tokens[rows, t], logps[rows, t] = token, logp
+        ended = alive & (token == eos_token_id)
+        lengths[rows[ended]] = t + 1
+        alive = alive & ~ended
+        left = int(alive.sum())
+        if left == 0 or t + 1 == noise.shape[1]:
             break
-        if not alive.all():
+        if left <= KEPT * len(alive):
             kept = alive.nonzero()[:, 0]
-            cache.batch_select_indices(kept)
-            rows, token, seen, position = rows[kept], token[kept], seen[kept], position[kept]
-        seen = torch.nn.functional.pad(seen, (0, 1), value=True)
-        output = model(
-            input_ids=token,
-            attention_mask=seen.long(),
-            position_ids=position[:, None],
-            past_key_values=cache,
-            use_cache=True,
-        )
-        cache, logits = output.past_key_values, output.logits[:, -1]
-        position = position + 1
-    return _packed(prompts, k, tokens, logps, lengths)
+            decoder.keep(kept)
+            rows, token, alive = rows[kept], token[kept], alive[kept]
+        logits = decoder.step(token)
+    return tokens, logps, lengths
 
 
-def _draw(probabilities: Tensor, noise: Tensor) -> Tensor:
-    """[B, 1] one token per row by inverting the distribution function at `noise` [B]: one random number a row, where
-    `torch.multinomial` draws one per row and token, a third of a decoding step at a vocabulary of 50,000."""
-    cdf = probabilities.cumsum(-1)
-    token = torch.searchsorted(cdf, noise[:, None] * cdf[:, -1:], right=True)
-    # Rounding can put a uniform number at the very top, past every token: the likeliest one takes it.
-    return torch.where(token < cdf.shape[1], token, probabilities.argmax(-1, keepdim=True))
-
-
-def _packed(prompts: Prompts, k: int, tokens: Tensor, logps: Tensor, lengths: Tensor) -> Samples:
+def packed(prompts: Prompts, k: int, tokens: Tensor, logps: Tensor, lengths: Tensor) -> Samples:
     """Prompt and answer moved to the left edge, padding on the right."""
     device = tokens.device
     prompt_row = torch.arange(len(prompts), device=device).repeat_interleave(k)

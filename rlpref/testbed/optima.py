@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from scipy.optimize import brentq
 from torch import Tensor
 
 from rlpref.testbed.exact import answer_logps, lengths
@@ -105,7 +104,14 @@ def frontier_reward(task: Testbed, ref: Tensor, rewards: Tensor, kl: float) -> f
         return _tilted(mass, flat, math.exp(log_beta))[0] - kl
 
     low, high = -12.0, 12.0
-    log_beta = low if beyond(low) <= 0 else high if beyond(high) >= 0 else brentq(beyond, low, high, xtol=1e-6)
+    if beyond(low) <= 0:
+        log_beta = low
+    elif beyond(high) >= 0:  # before the first step
+        log_beta = high
+    else:
+        from scipy.optimize import brentq  # half a second to import, which the first step need not wait for
+
+        log_beta = brentq(beyond, low, high, xtol=1e-6)
     beta = math.exp(log_beta)
     # V_0(beta) + beta kl bounds the reward at this KL from above for every beta and touches it at the right one.
     return float(optimum(task, ref, rewards, beta).v[:, 0].mean()) + beta * kl

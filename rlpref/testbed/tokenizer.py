@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import transformers
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
-from transformers import PreTrainedTokenizerFast
 
 
 def answer_words(vocab: int) -> list[str]:
@@ -18,12 +18,12 @@ def prompt_word(index: int) -> str:
     return f"<prompt{index}>"
 
 
-def testbed_tokenizer(vocab: int, prompts: int) -> PreTrainedTokenizerFast:
+def testbed_tokenizer(vocab: int, prompts: int) -> transformers.PreTrainedTokenizerFast:
     """Words split at spaces: `vocab` answer tokens, then one token per prompt."""
     words = answer_words(vocab) + [prompt_word(x) for x in range(prompts)]
     tokenizer = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token=None))
     tokenizer.pre_tokenizer = WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", pad_token="<eos>")
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", pad_token="<eos>")
 
 
 testbed_tokenizer.__test__ = False

@@ -11,6 +11,7 @@ from rlpref.models.heads import scalar_model
 from rlpref.models.lm import apply_lora
 from rlpref.models.reference import freeze
 from rlpref.models.reference_rule import reference_rule
+from rlpref.rollout.engine import LocalEngine
 from rlpref.types import Pairs, Prompts, Sequences
 
 FIXED = {"epochs": 1, "batch_size": 16}
@@ -55,6 +56,7 @@ def gpt2_models(dropout: float) -> Models:
         temperature=0.8,
         max_new_tokens=5,
         chunk=8,
+        engine=LocalEngine(8),
         reward=lambda sequences: (sequences.ids * sequences.mask).float().sum(1),
         critic=scalar_model(policy, None, torch.Generator().manual_seed(0)),
     )

@@ -4,11 +4,10 @@ import torch
 from rlpref.algorithms import make_algorithm
 from rlpref.algorithms.algorithm import Costs, Round
 from rlpref.algorithms.common import after_eos_rule
-from rlpref.algorithms.ppo import explained_variance, state_values
+from rlpref.algorithms.ppo import explained_variance
 from rlpref.binding import ConfigError
-from rlpref.models.heads import critic_from, scalar_model
+from rlpref.models.heads import answer_scores, critic_from, scalar_model, state_values
 from rlpref.ops.logps import token_logps
-from rlpref.rewards.learned import answer_scores
 from rlpref.types import Sequences
 
 SETTINGS = {

@@ -9,8 +9,7 @@ from rlpref.algorithms.algorithm import Costs, Round
 from rlpref.binding import ConfigError
 from rlpref.losses import bradley_terry
 from rlpref.losses.inputs import RewardPairs
-from rlpref.models.heads import scalar_model
-from rlpref.rewards.learned import answer_scores
+from rlpref.models.heads import answer_scores, scalar_model
 
 ROUND = Round(0, [torch.Generator()], [Costs()])
 

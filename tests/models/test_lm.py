@@ -1,3 +1,4 @@
+import huggingface_hub
 import pytest
 import torch
 from tokenizers import Tokenizer
@@ -155,7 +156,7 @@ def test_a_name_that_is_nowhere_is_refused_in_one_line(monkeypatch):
     def unreachable(name, timeout):
         raise ConnectionError("no network")
 
-    monkeypatch.setattr(lm, "model_info", unreachable)
+    monkeypatch.setattr(huggingface_hub, "model_info", unreachable)
     with pytest.raises(ConfigError, match=r"'no-such/model' .*no such folder; hub: no network") as refusal:
         hf("no-such/model", "float32", "sdpa", None)
     assert "\n" not in str(refusal.value)

@@ -2,7 +2,7 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from rlpref.ops.logps import compare, completion_logits, decayed_sum, token_logps
+from rlpref.ops.logps import compare, completion_logits, decayed_sum, read_completions, token_logps
 from rlpref.rollout.sampler import sample
 from rlpref.testbed.exact import sequence_kl
 from rlpref.testbed.task import make_testbed
@@ -12,16 +12,25 @@ PROMPTS = [[3, 5], [7], [2, 2, 9, 4]]
 ANSWERS = [[4, 8, 1, 0], [6, 0], [11, 3, 10]]
 
 
-def gpt2():
-    config = GPT2Config(vocab_size=12, n_embd=16, n_layer=2, n_head=2, n_positions=32, initializer_range=0.3)
+def gpt2(attn_implementation):
+    config = GPT2Config(
+        attn_implementation=attn_implementation,
+        vocab_size=12,
+        n_embd=16,
+        n_layer=2,
+        n_head=2,
+        n_positions=32,
+        initializer_range=0.3,
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return GPT2LMHeadModel(config).double().eval()
 
 
-@pytest.fixture(params=["llama", "gpt2"])
+@pytest.fixture(params=["llama-sdpa", "llama-packed", "gpt2-sdpa", "gpt2-packed"])
 def model(request, random_llama):
-    return random_llama() if request.param == "llama" else gpt2()
+    name, attention = request.param.split("-")
+    return random_llama(attn_implementation=attention) if name == "llama" else gpt2(attention)
 
 
 def batch(rows, left=False, extra=0):
@@ -80,10 +89,10 @@ def test_lower_precision_is_scored_in_fp32(random_llama):
     assert logits.dtype == torch.float32
 
 
-def test_a_batch_without_completions_scores_nothing(random_llama):
+def test_a_batch_without_completions_scores_nothing(model):
     sequences = batch([0, 1])
     sequences.mask = torch.zeros_like(sequences.mask)
-    logps, _ = token_logps(random_llama(), sequences)
+    logps, _ = token_logps(model, sequences)
     assert logps.shape == sequences.ids.shape
     assert (logps == 0).all()
 
@@ -96,8 +105,8 @@ def test_what_is_not_scored_may_hold_ids_that_the_model_reads_but_never_writes(t
     sequences = Sequences(ids, attention, torch.tensor([[0, 1, 1, 0], [0, 0, 1, 1]]).bool())
     logps, _ = token_logps(model, sequences)
     assert torch.equal(logps[0, 1:3], logps[1, 2:])
-    logits, first = completion_logits(model, sequences)
-    assert torch.equal(compare(logits, logits, first, sequences).logps, logps)
+    read = read_completions(model, sequences)
+    assert torch.equal(compare(read, read).logps, logps)
 
 
 def test_both_kl_estimates_have_the_exact_sequence_kl_as_their_mean(random_policy, testbed_models):
@@ -109,9 +118,8 @@ def test_both_kl_estimates_have_the_exact_sequence_kl_as_their_mean(random_polic
     n = 4000
     samples = sample(models.policy, prompts, n, 3, 1.0, 0, [torch.Generator().manual_seed(0)], batch_size=2 * n)
     with torch.no_grad():
-        logits, first = completion_logits(models.policy, samples.sequences)
-        ref_logits, _ = completion_logits(models.initial.model, samples.sequences)
-    compared = compare(logits, ref_logits, first, samples.sequences)
+        read, ref = (read_completions(one, samples.sequences) for one in (models.policy, models.initial.model))
+    compared = compare(read, ref)
     exact = sequence_kl(task, policy, task.ref)
     spreads = []
     for per_token in (compared.kl, compared.logps - compared.ref_logps):
@@ -123,11 +131,12 @@ def test_both_kl_estimates_have_the_exact_sequence_kl_as_their_mean(random_polic
     assert (compared.kl >= -1e-6).all()
 
 
-def test_a_comparison_holds_what_the_log_prob_path_computes(random_llama):
-    policy, ref, sequences = random_llama(0), random_llama(1), batch([0, 1, 2], left=True)
+@pytest.mark.parametrize("attention", ["sdpa", "packed"])
+def test_a_comparison_holds_what_the_log_prob_path_computes(random_llama, attention):
+    policy, ref = (random_llama(seed, attn_implementation=attention) for seed in (0, 1))
+    sequences = batch([0, 1, 2], left=True)
     with torch.no_grad():
-        logits, first = completion_logits(policy, sequences, 0.8)
-        compared = compare(logits, completion_logits(ref, sequences, 0.8)[0], first, sequences)
+        compared = compare(*(read_completions(one, sequences, 0.8) for one in (policy, ref)))
         logps, entropy = token_logps(policy, sequences, 0.8, entropy=True)
         ref_logps, _ = token_logps(ref, sequences, 0.8)
     torch.testing.assert_close(compared.logps, logps)

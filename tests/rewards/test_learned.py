@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from rlpref.models.heads import scalar_model
-from rlpref.rewards.learned import LearnedReward, answer_scores
+from rlpref.models.heads import answer_scores, scalar_model
+from rlpref.rewards.learned import LearnedReward
 from rlpref.types import Sequences
 
 EOS = 0
