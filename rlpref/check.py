@@ -115,8 +115,7 @@ def _refuse_unknown(settings: dict, where: str, known: list[str]) -> None:
     """For settings that two functions share between them."""
     for key in settings:
         if key not in known:
-            listed = ", ".join(known)
-            raise ConfigError(f"{where} does not use '{key}'.{did_you_mean(key, known)} It takes: {listed}.")
+            raise ConfigError(f"{where} does not use '{key}'.{did_you_mean(key, known)} It takes: {', '.join(known)}.")
 
 
 def _taken(settings: dict, keys: Iterable[str]) -> dict:

@@ -13,7 +13,7 @@ from rlpref.models.heads import critic_from, scalar_model
 from rlpref.models.reference import freeze
 from rlpref.rollout.engine import LocalEngine
 from rlpref.types import Pairs, Prompts, Sequences, TensorBatch
-from rlpref.update import backward, parameters
+from rlpref.update import Passes, backward, parameters
 
 ROWS = 7
 DPO = {"name": "dpo", "beta": 0.3, "label_smoothing": 0.1}
@@ -115,7 +115,7 @@ def problem(random_llama):
 def gradient(algorithm, models, batch, trained, micro):
     for module in trained.values():
         module.zero_grad()
-    metrics = backward(algorithm, models, batch, micro, [parameters(trained)])
+    metrics = backward(algorithm, models, batch, Passes(micro), [parameters(trained)])
     flat = [p.grad.flatten() for module in trained.values() for p in module.parameters() if p.grad is not None]
     return torch.cat(flat), {name: value.item() for name, value in metrics.items()}
 

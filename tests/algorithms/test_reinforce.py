@@ -1,9 +1,11 @@
 """REINFORCE against the exact gradient: production collect and loss on every tuple of answers that can be drawn."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
-from rlpref.algorithms import common, make_algorithm
+from rlpref.algorithms import make_algorithm
 from rlpref.algorithms.algorithm import Costs, Round
 from rlpref.binding import ConfigError
 from rlpref.testbed.exact import answer_logps
@@ -90,7 +92,7 @@ def every_tuple(task, policy, k):
     ("k", "changes"),
     [(1, {"baseline": "none"}), (1, MOVING), (2, {"baseline": "none"}), (2, {}), (2, MOVING), (3, {})],
 )
-def test_the_mean_gradient_is_the_exact_one(k, changes, random_policy, testbed_models, testbed_data, monkeypatch):
+def test_the_mean_gradient_is_the_exact_one(k, changes, random_policy, testbed_models, testbed_data):
     """Each answer's loss, as production computes it, weighed with the chance that its tuple is drawn."""
     task = make_testbed(vocab=3, horizon=2, prompts=2, seed=0, reward="ngram")
     policy = random_policy(task, 1)
@@ -103,7 +105,7 @@ def test_the_mean_gradient_is_the_exact_one(k, changes, random_policy, testbed_m
     drawn = Samples(sequences, logps, prompt=torch.arange(len(logps)) // k)
     algorithm = reinforce(k=k, **changes)
     previous, _ = collect(algorithm, models, data)
-    monkeypatch.setattr(common, "sample", lambda *_: drawn)
+    models.engine = SimpleNamespace(sample=lambda *_: drawn)
     rollouts, _ = collect(algorithm, models, data, 1, previous)
     loss = algorithm.loss(models, rollouts)
     assert (loss.weight == 1).all()
