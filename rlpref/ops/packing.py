@@ -124,7 +124,7 @@ def pack(sequences: Sequences, last: bool = False) -> Packed:
 
 def _spans(starts: list[int], device: torch.device) -> list[Span]:
     """Of one group: the places where its prompt and its answers start, and its end. All of it in one product where that
-    is hardly more work, else the prompt and every answer apart."""
+    is at most twice the work, else the prompt and every answer apart."""
     prompt, end = slice(starts[0], starts[1]), starts[-1]
     answers = [slice(start, stop) for start, stop in pairwise(starts[1:]) if start < stop]
     lengths = [one.stop - one.start for one in answers]
@@ -135,7 +135,7 @@ def _spans(starts: list[int], device: torch.device) -> list[Span]:
     def causal(rows: int, columns: int) -> Tensor:
         return torch.ones(rows, columns, dtype=torch.bool, device=device).tril(columns - rows)
 
-    if whole <= 1.3 * apart:
+    if whole <= 2 * apart:
         sees = causal(end - starts[0], end - starts[0])
         for start, stop in pairwise(starts[1:]):
             sees[stop - starts[0] :, start - starts[0] : stop - starts[0]] = False
