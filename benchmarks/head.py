@@ -1,10 +1,11 @@
 """Log-probs of tokens from hidden states: all logits made, and a tile of them at a time, side by side in one run.
 
-    python benchmarks/head.py                                        # OMP_NUM_THREADS sets the threads
+    python benchmarks/head.py
     python benchmarks/head.py --dtypes bfloat16 --vocabs 49152 --repeats 9
 
-Both take the gradients of hidden states and weight. Every cell of the table is a process of its own, by turns; memory
-is its largest resident size beyond that before the first pass. The share is the product's work, 2 N d V in a forward
+Both take the gradients of hidden states and weight. Every cell of the table is a process of its own with one thread, by
+turns; times are those of its processor, which other processes disturb less than the clock's; memory is its largest
+resident size beyond that before the first pass. The share is the product's work, 2 N d V in a forward
 pass and 4 N d V (without the logits made again) in a backward pass, over the time and over the rate of a plain product
 [1024, d] @ [d, 2048] in the same process.
 """
@@ -32,9 +33,9 @@ WAYS = {
 
 
 def seconds(call: Callable[[], object]) -> float:
-    start = time.perf_counter()
+    start = time.process_time()
     call()
-    return time.perf_counter() - start
+    return time.process_time() - start
 
 
 def peak(width: int, dtype: torch.dtype) -> float:
@@ -49,6 +50,7 @@ def megabytes() -> float:
 
 def measure(way: str, vocab: int, rows: int, width: int, dtype: torch.dtype, passes: int) -> dict[str, float]:
     """Medians over the passes of one process; the first is not counted."""
+    torch.set_num_threads(1)
     torch.manual_seed(0)
     hidden = torch.randn(rows, width).to(dtype).requires_grad_()
     weight = torch.empty(vocab, width, dtype=dtype).normal_(std=0.05).requires_grad_()
@@ -56,11 +58,11 @@ def measure(way: str, vocab: int, rows: int, width: int, dtype: torch.dtype, pas
     before, times = megabytes(), []
     for _ in range(passes + 1):
         hidden.grad = weight.grad = None
-        begun = time.perf_counter()
+        begun = time.process_time()
         logps = WAYS[way](Readout(hidden, weight), targets)
-        middle = time.perf_counter()
+        middle = time.process_time()
         (logps * factor).sum().backward()
-        times.append((middle - begun, time.perf_counter() - middle))
+        times.append((middle - begun, time.process_time() - middle))
     memory = megabytes() - before
     forward, backward = (statistics.median(found) for found in zip(*times[1:]))
     best = peak(width, dtype) / (2 * rows * width * vocab)
