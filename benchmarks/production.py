@@ -20,7 +20,12 @@ from rlpref.trainer import Trainer
 from rlpref.types import Pairs, TensorBatch
 
 CONF = Path(__file__).parents[1] / "conf"
-FAST = ["model.attn_implementation=packed", "model.compute_dtype=bfloat16", "training.micro_batch_tokens=4096"]
+FAST = [
+    "model.attn_implementation=packed",
+    "model.compute_dtype=bfloat16",
+    "training.micro_batch_tokens=4096",
+    "model.compile=true",
+]
 NAIVE = ["model.attn_implementation=sdpa", "training.micro_batch_size=2"]
 COMMON = (
     "model=hf",

@@ -57,6 +57,14 @@ def with_rlpref(model, prompts, k: int, tokens: int, eos: int) -> int:
     return int(samples.sequences.lengths.sum())
 
 
+def compiled(model, *arguments) -> int:
+    """rlpref with `model.compile=true`; the warm-up compiles."""
+    from rlpref.models.computing import Computing
+
+    Computing(compute_dtype=None, compile=True, checkpoint_layers=False).prepare_layers(model)
+    return with_rlpref(model, *arguments)
+
+
 def with_generate(model, prompts, k: int, tokens: int, eos: int, **options) -> int:
     found = model.generate(
         input_ids=prompts.ids,
@@ -79,6 +87,7 @@ SIDES = {
     "generate": ("sdpa", with_generate),
     "generate, static cache": ("sdpa", lambda *args: with_generate(*args, cache_implementation="static")),
     "rlpref": ("packed", with_rlpref),
+    "rlpref, compiled layers": ("packed", compiled),
 }
 
 
