@@ -47,7 +47,7 @@ class Computing:
         if self.compile:
             stay_out_of_graphs()
         for layer in layers(running(module)):
-            if self.compile:
+            if self.compile and layer._compiled_call_impl is None:
                 layer.compile(dynamic=True)
             if self.checkpoint_layers and "forward" not in vars(layer):
                 layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
