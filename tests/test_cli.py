@@ -152,7 +152,14 @@ def test_failing_and_refused_jobs_do_not_stop_the_others(command, tmp_path):
 def test_only_the_unfinished_jobs_of_a_sweep_are_run_again(command, tmp_path, monkeypatch):
     from rlpref import run
 
-    arguments = ["-m", "seed=0,1,2", *SMALL, "logger.mode=disabled", f"hydra.sweep.dir={tmp_path}/sweep"]
+    arguments = [
+        "-m",
+        "seed=0,1,2",
+        *SMALL,
+        "logger.mode=disabled",
+        "side_by_side=false",
+        f"hydra.sweep.dir={tmp_path}/sweep",
+    ]
 
     train_one, seeds = run._train_together, []
 
