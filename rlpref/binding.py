@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -41,10 +41,7 @@ def bind(function: Callable, settings: Mapping[str, Any], where: str, given_by_c
     (with the nearest known name), for a missing one, and for a value outside the annotated type or choices.
     """
     known = hyperparameters(function, given_by_code)
-    for key in settings:
-        if key not in known:
-            listed = ", ".join(known) or "none"
-            raise ConfigError(f"{where} does not use '{key}'.{did_you_mean(key, known)} It takes: {listed}.")
+    refuse_unknown(settings, where, known)
     missing = [k for k, p in known.items() if p.default is inspect.Parameter.empty and k not in settings]
     if missing:
         raise ConfigError(f"{where} needs a value for: {', '.join(missing)}.")
@@ -53,6 +50,14 @@ def bind(function: Callable, settings: Mapping[str, Any], where: str, given_by_c
         if not _fits(value, hints.get(key, Any)):
             raise ConfigError(f"{where}: '{key}' cannot be {value!r}; it takes {_describe(hints[key])}.")
     return partial(function, **settings)
+
+
+def refuse_unknown(settings: Iterable[str], where: str, known: Collection[str]) -> None:
+    """Raises ConfigError for a key that is none of the `known` ones, with the nearest of them."""
+    for key in settings:
+        if key not in known:
+            listed = ", ".join(known) or "none"
+            raise ConfigError(f"{where} does not use '{key}'.{did_you_mean(key, known)} It takes: {listed}.")
 
 
 def _fits(value: Any, hint: Any) -> bool:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from rlpref import checkpoint
 from rlpref.algorithms import Algorithm, make_algorithm
 from rlpref.algorithms.fit import check_form, check_minibatch, check_rule
-from rlpref.binding import ConfigError, bind, choose, did_you_mean, hyperparameters
+from rlpref.binding import ConfigError, bind, choose, did_you_mean, hyperparameters, refuse_unknown
 from rlpref.data.pairing import data_form
 from rlpref.data.settings import check_data
 from rlpref.losses import LOSSES
@@ -80,7 +80,7 @@ def check(config: dict, overridden: tuple[str, ...] = ()) -> Checked:
     makes, given_by_code = choose(MODELS, kind, "model.kind"), int(kind in TESTBED_MODELS)
     computing = None
     if kind in LANGUAGE_MODELS:
-        _refuse_unknown(model, f"model '{kind}'", [*hyperparameters(makes), *hyperparameters(Computing)])
+        refuse_unknown(model, f"model '{kind}'", [*hyperparameters(makes), *hyperparameters(Computing)])
         computing = bind(Computing, _taken(model, hyperparameters(Computing)), f"model '{kind}'")()
     builder = bind(makes, model, f"model '{kind}'", given_by_code)
     if kind in LANGUAGE_MODELS:
@@ -109,13 +109,6 @@ def check(config: dict, overridden: tuple[str, ...] = ()) -> Checked:
         bind(OptimizerSettings, config["optimizer"], "optimizer")(),
         dict(bind(_logger, config["logger"], "logger").keywords),
     )
-
-
-def _refuse_unknown(settings: dict, where: str, known: list[str]) -> None:
-    """For settings that two functions share between them."""
-    for key in settings:
-        if key not in known:
-            raise ConfigError(f"{where} does not use '{key}'.{did_you_mean(key, known)} It takes: {', '.join(known)}.")
 
 
 def _taken(settings: dict, keys: Iterable[str]) -> dict:

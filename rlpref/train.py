@@ -109,7 +109,9 @@ def job(config: DictConfig) -> None:
         FAILED.append(f"{folder}: {error}")
         print(f"error: {error}", file=sys.stderr)
         return
-    if sweep and here.launcher._target_.endswith("BasicLauncher") and _may_wait(runs[0]):
+    from rlpref.run import goes_beside_others
+
+    if sweep and here.launcher._target_.endswith("BasicLauncher") and goes_beside_others(runs[0]):
         WAITING.extend(runs)
     else:
         _train(runs)
@@ -139,12 +141,6 @@ def _runs(config: DictConfig, folder: Path, sweep: bool) -> list:
     if len(runs) > 1 and kind not in REPLICATED:
         print(f"model '{kind}' has no replica axis: its {len(runs)} runs are trained one by one", file=sys.stderr)
     return runs
-
-
-def _may_wait(job) -> bool:
-    from rlpref.run import goes_beside_others
-
-    return goes_beside_others(job)
 
 
 def _seeds(config: DictConfig) -> list:

@@ -41,6 +41,7 @@ def _attend(layout: Layout, module: nn.Module, query: Tensor, key: Tensor, value
     return layout.attend(module.layer_idx, query, key, value, scaling)
 
 
+@cache
 def stay_out_of_graphs() -> None:
     """For models whose layers are compiled: shapes differ from span to span, and the number from layer to layer. Not at
     import: it loads the compiler."""

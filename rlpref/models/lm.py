@@ -13,7 +13,7 @@ import transformers
 from torch import nn
 from transformers.utils import logging as transformers_logging
 
-from rlpref.binding import ConfigError, choose, did_you_mean
+from rlpref.binding import ConfigError, choose, refuse_unknown
 from rlpref.models.attention import PACKED, check_packed, register
 from rlpref.models.hashing import tokenizer_hash
 
@@ -141,10 +141,7 @@ def has_adapter(policy: nn.Module) -> bool:
 def wants_adapter(lora: Mapping[str, Any] | None) -> bool:
     """Whether `lora` asks for an adapter; ConfigError for unknown keys and keys set without r."""
     lora = lora or {}
-    for key in lora:
-        if key not in LORA_KEYS:
-            hint = did_you_mean(key, LORA_KEYS)
-            raise ConfigError(f"model.lora does not use '{key}'.{hint} It takes: {', '.join(LORA_KEYS)}.")
+    refuse_unknown(lora, "model.lora", LORA_KEYS)
     unused = [key for key in LORA_KEYS[1:] if lora.get(key)]
     if lora.get("r") is None and unused:
         raise ConfigError(f"model.lora.{unused[0]} is set but model.lora.r is null (no adapter): set model.lora.r.")
