@@ -15,6 +15,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 import rlpref.train  # noqa: F401  (the configurations of the losses)
+from rlpref.process import prepare_process
 from rlpref.run import Job, _assemble, _ready
 from rlpref.trainer import Trainer
 from rlpref.types import Pairs, TensorBatch
@@ -42,7 +43,7 @@ def make_trainer(overrides: list[str]) -> Trainer:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         composed = compose("train", [*COMMON, *overrides])
     config = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
-    torch.set_num_threads(config["threads"])
+    prepare_process(config["threads"])
     with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
         ready = _ready(Job(config, Path(folder), "benchmark"))
         run, _ = _assemble(ready, 1)

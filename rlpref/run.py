@@ -27,13 +27,13 @@ from rlpref.logging.card import environment, peak_memory_mb
 from rlpref.logging.folder import RunFolder, config_hash, read_json, write_atomically, write_json
 from rlpref.logging.mirror import NoMirror, make_mirror
 from rlpref.models.bundle import Models
+from rlpref.process import prepare_process
 from rlpref.testbed.own import own_regret
 from rlpref.trainer import Run, Trainer
 
 REPLICATED = ("tabular",)  # kinds of model that can be stacked
 MOST = 64  # runs in one stack: beyond it a step takes longer in proportion
 MAY_DIFFER = {"algorithm": ("beta",), "model": ("lr",), "optimizer": ("lr",), "data": ("seed",)}
-ALL_THREADS = torch.get_num_threads()  # as torch chose it: jobs of one process may have set other numbers
 
 
 @dataclass
@@ -170,7 +170,7 @@ def _train(jobs: list[Ready]) -> list[dict]:
 def _train_together(jobs: list[Ready]) -> list[dict]:
     started = time.perf_counter()
     first = jobs[0]
-    torch.set_num_threads(first.config["threads"] or ALL_THREADS)
+    prepare_process(first.config["threads"])
     runs: list[Run] = []
     failed = True
     try:

@@ -154,14 +154,14 @@ def test_every_split_into_micro_batches_gives_the_same_gradient(problem, name):
     assert whole.norm() > 1e-3
     for micro in (1, 2, 3, 5):
         found, found_metrics = gradient(algorithm, models, batch, trained, micro)
-        assert (found - whole).abs().max() < 1e-10
+        assert (found - whole).norm() < 1e-6 * whole.norm()  # Llama's norms round to fp32 whatever the dtype
         assert found_metrics == pytest.approx(metrics, abs=1e-10)
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_padding_does_not_change_the_gradient(problem, name):
     algorithm, models, batch, trained = problem(name)
-    whole, metrics = gradient(algorithm, models, batch, trained, ROWS)
+    whole, metrics = gradient(algorithm, models, batch, trained, 3)
     for left, extra in [(True, 0), (True, 4), (False, 4)]:
         other = repadded(batch, left, extra)
         found, found_metrics = gradient(algorithm, models, other, trained, 3)

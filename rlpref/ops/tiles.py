@@ -104,7 +104,8 @@ class Gradients:
             self.columns = torch.empty(0, dtype=wide, device=hidden.device)
 
     def add(self, at: Place, by_logits: Tensor) -> None:
-        by_logits = by_logits.mul_(1 / self.readout.temperature)
+        if self.readout.temperature != 1:
+            by_logits = by_logits.mul_(1 / self.readout.temperature)
         if self.bias is not None:
             self.bias[at.vocab] += by_logits.sum(0)
         by_logits = by_logits.to(self.readout.hidden.dtype)
