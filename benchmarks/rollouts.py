@@ -42,7 +42,9 @@ def load(dtype: str, attention: str):
 
     from rlpref.models.gguf import smollm2_135m
     from rlpref.models.lm import DTYPES
+    from rlpref.process import prepare_process
 
+    prepare_process(None)
     loaded = smollm2_135m("float32", attention, None)
     torch.manual_seed(0)
     return loaded.policy.requires_grad_(False).to(DTYPES[dtype]), loaded.tokenizer

@@ -128,8 +128,8 @@ PLANTS = [
         "mean_of_means",
         "micro-batches are averaged as if they held equally many tokens",
         "update.py",
-        "(loss.weight * loss.value).sum().backward()",
-        "(loss.weight.mean() * loss.value).sum().backward()",
+        "blocks(loss.weight * loss.value, n)",
+        "blocks(loss.weight.mean() * loss.value, n)",
         "test_gradients.py",
     ),
     Plant(

@@ -12,7 +12,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # A room imports from the rows above its own; rooms of one row are closed to each other, but for BESIDE.
 LAYERS = [
-    {"types", "binding", "progress", "loss_configs"},
+    {"types", "binding", "progress", "process", "loss_configs"},
     {"ops"},
     {"losses", "models"},
     {"rollout", "testbed", "rewards", "catalogue"},

@@ -304,6 +304,7 @@ def test_a_configuration_without_a_section_is_refused_by_name(command, tmp_path)
         assert "the configuration lacks 'optimizer'" in err
 
 
+@pytest.mark.slow
 def test_a_job_that_cannot_be_composed_does_not_stop_the_others(command, tmp_path):
     quiet = [*SMALL, "logger.mode=disabled", "algorithm=ppo", "replicas=2", f"hydra.sweep.dir={tmp_path}/sweep"]
     code, _, err = command("-m", "reward=learned,gold", *quiet)
@@ -312,12 +313,14 @@ def test_a_job_that_cannot_be_composed_does_not_stop_the_others(command, tmp_pat
     assert [runs.status(job)["status"] for job in jobs(tmp_path / "sweep")] == ["done", "done"]
 
 
+@pytest.mark.slow
 def test_replicas_lie_where_a_sweep_would_put_them(command, tmp_path):
     quiet = [*SMALL, "logger.mode=disabled", "algorithm=dpo", "replicas=2", f"hydra.sweep.dir={tmp_path}/sweep"]
     assert command("-m", "beta=0.5", "hydra.sweep.subdir=mine-${seed}", *quiet)[0] == 0
     assert [job.name for job in jobs(tmp_path / "sweep")] == ["mine-0", "mine-1"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("switch", "together"), [([], 2), (["side_by_side=false"], 1)])
 def test_runs_of_a_sweep_go_side_by_side_unless_told_otherwise(switch, together, command, tmp_path):
     quiet = [*SMALL, "logger.mode=disabled", "budget.offline.epochs=1", f"hydra.sweep.dir={tmp_path}/sweep"]

@@ -8,6 +8,8 @@ import runs
 from rlpref.checkpoint import latest
 from rlpref.trainer import Trainer
 
+pytestmark = pytest.mark.slow
+
 METHODS = {
     "dpo": ["algorithm=dpo", "algorithm.epochs=2"],
     "sft": ["algorithm=sft"],

@@ -5,6 +5,8 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 PASSES = """
 import resource, sys, torch
 from rlpref.process import prepare_process

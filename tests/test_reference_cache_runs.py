@@ -8,6 +8,8 @@ import runs
 from rlpref.binding import ConfigError
 from rlpref.models.bundle import Models
 
+pytestmark = pytest.mark.slow
+
 SWEEP = [
     [f"algorithm={loss}", f"beta={beta}", f"seed={seed}"]
     for loss in ("dpo", "ipo")

@@ -10,6 +10,8 @@ import runs
 from rlpref.run import Job, run_side_by_side, side_by_side
 from rlpref.trainer import Trainer
 
+pytestmark = pytest.mark.slow
+
 SMALL = [*runs.TESTBED, "training.log_every=2"]
 LEARNED = ["algorithm=ppo", *runs.ONLINE, "algorithm.batch_size=16", "reward=learned", "reward.path={reward_model}"]
 CASES = runs.METHODS | {

@@ -6,6 +6,8 @@ import runs
 from rlpref import build
 from rlpref.models import lm
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def settings(tmp_path, monkeypatch):

@@ -3,7 +3,11 @@
 import subprocess
 import sys
 
+import pytest
+
 import runs
+
+pytestmark = pytest.mark.slow
 
 HEAVY = ["pandas", "matplotlib", "scipy.optimize", "scipy.stats", "peft", "datasets", "trl", "wandb", "accelerate"]
 HEAVY += [f"transformers.{name}" for name in ("modeling_utils", "trainer_utils", "optimization", "models")]

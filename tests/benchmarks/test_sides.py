@@ -23,6 +23,8 @@ from rlpref.ops.gae import gae
 from rlpref.ops.logps import token_logps
 from rlpref.types import Sequences
 
+pytestmark = pytest.mark.slow
+
 PROMPTS, NEW_TOKENS = 4, 6
 
 

@@ -13,6 +13,8 @@ import runs
 from rlpref.logging.mirror import NoMirror, make_mirror
 from rlpref.run import run
 
+pytestmark = pytest.mark.slow
+
 WANDB = str(Path(sys.executable).parent / "wandb")
 
 

@@ -14,6 +14,8 @@ from rlpref.report.cli import main
 from rlpref.report.curves import curves
 from rlpref.report.figures import frontier
 
+pytestmark = pytest.mark.slow
+
 PRODUCTS = {"index.html", "headline.csv", "headline.md"} | {
     f"{name}.{kind}" for name in ("frontier", "curves") for kind in ("png", "pdf")
 }

@@ -18,6 +18,8 @@ from rlpref.rollout.engine import EngineContext, openai
 from rlpref.rollout.server import ServerError
 from stub_server import stub_server
 
+pytestmark = pytest.mark.slow
+
 WORDS = ["</s>", "<unk>", "<s>", "good", "bad", "film", "the", "was"]
 EOS = 0
 

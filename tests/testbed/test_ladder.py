@@ -13,6 +13,8 @@ from rlpref.testbed.preferences import bradley_terry, deterministic, matrix
 from rlpref.testbed.task import TestbedScorer, answer_places, make_testbed
 from rlpref.types import Sequences
 
+pytestmark = pytest.mark.slow
+
 BETA = 0.5
 DPO = make_loss("dpo", beta=BETA)
 IPO = make_loss("ipo", tau=BETA, normalize="sum")

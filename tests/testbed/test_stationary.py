@@ -11,6 +11,8 @@ from rlpref.testbed.listwise import expected_list_loss
 from rlpref.testbed.population import argmin, expected_loss
 from rlpref.testbed.task import make_testbed
 
+pytestmark = pytest.mark.slow
+
 BETA = 0.5
 
 
