@@ -18,6 +18,8 @@ from rlpref import loss_configs
 from rlpref.binding import ConfigError
 from stub_server import stub_server
 
+pytestmark = pytest.mark.slow
+
 TINYSTORIES = runs.SHARED / "tinystories"
 HH = runs.SHARED / "hh_harmless" / "train.jsonl.gz"
 

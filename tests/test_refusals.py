@@ -9,6 +9,8 @@ import runs
 from rlpref import check
 from rlpref.binding import ConfigError
 
+pytestmark = pytest.mark.slow  # each composes a configuration: a quarter of a second
+
 LANGUAGE_MODEL = ["model=hf", "model.name=x", "data=jsonl", "data.path=x", "reward=none"]
 REFUSED = [  # overrides, what the message says
     (["+foo=1"], "'foo'"),

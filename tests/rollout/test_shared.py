@@ -27,6 +27,8 @@ from rlpref.rollout.sampler import sample
 from rlpref.rollout.shared import BLOCK, SharedDecoder
 from rlpref.types import Prompts
 
+pytestmark = pytest.mark.slow
+
 EOS, VOCAB = 0, 140  # two blocks of the draw, the second one short
 SIZES = {
     "vocab_size": VOCAB,

@@ -9,6 +9,8 @@ from rlpref.losses.modifiers import make_modifiers, make_objective
 from rlpref.testbed import coverage, divergences, duels, exact, optima, population, preferences, stationary
 from rlpref.testbed.task import answer_places, answer_tokens, make_testbed
 
+pytestmark = pytest.mark.slow
+
 BETA, FLIPS = 0.4, 0.2
 PAIRS = [entry for entry in LOSSES.values() if entry.takes is PairLogps]
 EXPECTED = [entry for entry in PAIRS if not entry.coupled]
