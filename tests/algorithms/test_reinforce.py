@@ -148,7 +148,7 @@ def test_the_greedy_baseline_is_the_return_of_the_greedy_answer(laboratory, task
                 break
             answer.append(token)
         expected = float(task.rewards[prompt, node, token]) - BETA * kl
-        assert baselines[prompts == prompt].tolist() == pytest.approx([expected] * 8, abs=1e-4)
+        assert (baselines[prompts == prompt] - expected).abs().max() < 1e-4
 
 
 def test_the_moving_baseline_follows_the_returns_of_the_rounds_before(laboratory):

@@ -74,7 +74,7 @@ def test_long_rows_are_cut_into_blocks_and_read_as_before(random_llama, monkeypa
         found.append((logps.detach(), gradients(model)))
     torch.testing.assert_close(found[0][0], found[1][0], atol=1e-12, rtol=0)
     for name, gradient in found[1][1].items():
-        torch.testing.assert_close(found[0][1][name], gradient, atol=1e-6, rtol=1e-6)
+        torch.testing.assert_close(found[0][1][name], gradient, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("length", [1, 255, 512, 513, 1300])
