@@ -159,7 +159,7 @@ def main() -> None:
     for dtype in arguments.dtypes:
         turns = [{side: measure(side, dtype, arguments) for side in arguments.sides} for _ in range(arguments.repeats)]
         rates = {side: [turn[side]["tokens"] / turn[side]["seconds"] for turn in turns] for side in arguments.sides}
-        theirs = [side for side in arguments.sides if side != "rlpref"] or ["rlpref"]
+        theirs = [side for side in arguments.sides if side.startswith("generate")] or arguments.sides[:1]
         best = max(theirs, key=lambda side: statistics.median(rates[side]))
         for side, found in rates.items():
             ratios = middle([rate / base for rate, base in zip(found, rates[best])], 2)

@@ -113,11 +113,13 @@ def _shared_start(config: dict, checked: Checked, task: Testbed | None) -> Start
     if rebuilt or config["init"] or wants_adapter(model.get("lora")) or model["kind"] == "tabular":
         LAST_START.clear()
         return _start(config, checked, task)
-    key = json.dumps([model, task and config["testbed"], config["device"], _files(model)], sort_keys=True)
+    decides = [model, task and config["testbed"], config["device"], config["threads"], _files(model)]
+    key = json.dumps(decides, sort_keys=True)
     if (known := LAST_START.get(key)) is None:
         LAST_START.clear()  # before the next is read: never two in memory
-        known = LAST_START[key] = _start(config, checked, task)
-        return known
+        made = _start(config, checked, task)
+        LAST_START[key] = replace(made, loaded=replace(made.loaded, policy=None))  # that is this job's, to train
+        return made
     policy = copy.deepcopy(known.initial.model).requires_grad_(True)
     return Start(replace(known.loaded, policy=policy), Reference(known.initial.model, adapter_off=False), known.hash)
 

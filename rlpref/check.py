@@ -155,11 +155,11 @@ def _check_rollout(rollout: dict, model: str, algorithm: str, name: str) -> Any:
     bound = bind(choose(ENGINES, rollout["kind"], "rollout.kind"), settings, f"rollout '{rollout['kind']}'", 1)
     if rollout["kind"] == "local":
         return bound
-    if algorithm != "iterative":
+    if algorithm not in ("iterative", "rejection"):
         reason = (
             "its gradient needs the policy's own samples, token by token, and a server's are drawn with other rounding "
             "or come back as text"
-            if algorithm in ("ppo", "reinforce")
+            if algorithm in ("ppo", "reinforce", "grouped")
             else "it samples nothing while it trains"
         )
         raise ConfigError(f"algorithm '{name}' cannot use rollout '{rollout['kind']}': {reason}. Set rollout=local.")
@@ -185,24 +185,19 @@ def _check_fit(kind: str, data: dict) -> None:
         )
 
 
-def _budget(
-    batch_size: int, offline: dict, sft: dict, reward_model: dict, iterative: dict, ppo: dict, reinforce: dict
-): ...
-
-
 BUDGET = dict.fromkeys(("offline", "sft", "reward_model"), ("epochs",))
-BUDGET |= dict.fromkeys(("iterative", "ppo"), ("rounds", "epochs", "prompts_per_round", "k"))
+BUDGET |= dict.fromkeys(("iterative", "ppo", "grouped", "rejection"), ("rounds", "epochs", "prompts_per_round", "k"))
 BUDGET["iterative"] += ("pairing",)
 BUDGET["reinforce"] = ("rounds", "prompts_per_round", "k")
 
 
 def _check_budget(budget: dict) -> None:
     """The budget is a table that conf/algorithm reads from; a misspelt entry would be read by nobody."""
-    bind(_budget, budget, "budget")
+    refuse_unknown(budget, "budget", ("batch_size", *BUDGET))
+    if missing := [key for key in ("batch_size", *BUDGET) if key not in budget]:
+        raise ConfigError(f"budget needs a value for: {', '.join(missing)}.")
     for kind, known in BUDGET.items():
-        for key in budget[kind]:
-            if key not in known:
-                raise ConfigError(f"budget.{kind} does not use '{key}'.{did_you_mean(key, known)}")
+        refuse_unknown(budget[kind], f"budget.{kind}", known)
 
 
 def _refuse_unread(config: dict, overridden: tuple[str, ...]) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 LOSSES = Path(__file__).parent / "losses"
 ON_DATA = ("PairLogps", "AnswerLogps", "ListLogps")  # what losses take that train a policy on data
-TAKEN = (*ON_DATA, "RewardPairs")  # by some algorithm
+TAKEN = (*ON_DATA, "RewardPairs", "RolloutLogps")  # by an algorithm that lets one choose
 
 
 @dataclass
@@ -35,7 +35,7 @@ def signatures() -> Iterator[Signature]:
 
 
 def configs() -> Iterator[tuple[str, str, dict]]:
-    """(group, option, configuration) of each. Losses of rollouts have none: their algorithms choose them."""
+    """(group, option, configuration) of each."""
     for loss in signatures():
         if loss.takes in TAKEN:
             yield "algorithm/loss", loss.name, {"name": loss.name, **loss.hyperparameters}

@@ -119,7 +119,7 @@ def _in_common(config: dict) -> dict:
         for key in keys:
             kept.get(section, {}).pop(key, None)
     if loss := kept.get("algorithm", {}).get("loss"):
-        kept["algorithm"]["loss"] = {key: value for key, value in loss.items() if key not in ("beta", "tau")}
+        kept["algorithm"]["loss"] = {key: value for key, value in loss.items() if key not in ("beta", "tau", "kl_coef")}
     return {section: value for section, value in kept.items() if section not in ("seed", "beta")}
 
 

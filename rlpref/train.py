@@ -202,14 +202,18 @@ def _write_sweep(folder: Path, overrides: list[str], config: DictConfig) -> None
     write_json(folder / "sweep.json", {"overrides": overrides})
 
 
-def _finish_sweep(folder: Path) -> None:
-    """Trains the runs that wait for each other, and builds the report."""
+def _train_waiting() -> None:
     waiting = {run.folder: run for run in WAITING}  # replicas of two seeds may be the same run
     WAITING.clear()
     if len(waiting) > 1:
         print(f"{len(waiting)} runs, side by side where they can be (side_by_side=false: one by one)", file=sys.stderr)
+    _train(list(waiting.values()))
+
+
+def _finish_sweep(folder: Path) -> None:
+    """Trains the runs that wait for each other, and builds the report."""
     try:
-        _train(list(waiting.values()))
+        _train_waiting()
         from rlpref.report import build
 
         build([folder])
@@ -227,12 +231,10 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _stop)
     try:
         job()
+        _train_waiting()  # of a sweep without its callback, which gets no report
     except KeyboardInterrupt:
         print("interrupted; the same command with the same folder goes on from the last checkpoint.", file=sys.stderr)
         raise SystemExit(130) from None
-    FAILED.extend(
-        f"{run.folder}: was not trained: it waited for the end of a sweep without its callback" for run in WAITING
-    )
     if FAILED:
         if len(FAILED) > 1:
             print(f"{len(FAILED)} jobs failed:\n  " + "\n  ".join(FAILED), file=sys.stderr)

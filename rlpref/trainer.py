@@ -175,8 +175,8 @@ class Trainer:
         for name, module in ({name: getattr(self.models, name) for name in self.algorithm.trains} | compared).items():
             if any(part.training for part in module.modules()):
                 raise StartError(f"the {name} is in training mode: dropout would be on. Call .eval() on it.")
-        few = torch.arange(len(batch)).view(len(self.runs), -1)[:, : self.settings.micro_batch_size]
-        self.algorithm.check_start(self.models, batch[few.flatten()])
+        few = self.passes.cut(batch, len(self.runs))[0]
+        self.algorithm.check_start(self.models, batch[few])
 
     def _collect(self) -> None:
         self._moved(self.models.rule.before_round(self.at.round, self.models.policy, self.models.ref))

@@ -38,6 +38,8 @@ METHODS = {
     "ipo": ["algorithm=ipo", "algorithm.epochs=3"],
     "iterative_dpo": ["algorithm=iterative_dpo", *ONLINE],
     "ppo": ["algorithm=ppo", *ONLINE],
+    "grpo": ["algorithm=grpo", *ONLINE],
+    "rejection": ["algorithm=rejection", *ONLINE],
 }
 METHODS = {name: [*settings, "algorithm.batch_size=16"] for name, settings in METHODS.items()}
 METHODS["reinforce"] = ["algorithm=reinforce", "algorithm.rounds=9", "algorithm.prompts_per_round=8", "algorithm.k=4"]

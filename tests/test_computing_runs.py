@@ -3,9 +3,13 @@
 import json
 
 import pytest
+import torch
 
 import runs
+from rlpref.binding import ConfigError
 from rlpref.checkpoint import latest
+from rlpref.models import computing
+from rlpref.models.computing import Computing
 from rlpref.trainer import Trainer
 
 pytestmark = pytest.mark.slow
@@ -97,6 +101,30 @@ def test_checkpoints_are_in_float32_whatever_computes(tmp_path, model):
     path, _ = latest(tmp_path / "run" / "checkpoints")
     assert {str(tensor.dtype) for tensor in load_file(path / "policy.safetensors").values()} == {"torch.float32"}
     assert json.loads((tmp_path / "run" / "run.json").read_text())["model"]["dtype"] == "float32"
+
+
+def test_layers_are_made_again_and_compiled_where_that_is_asked_for(random_llama, monkeypatch):
+    made = []
+
+    def counted(function, *given, use_reentrant, **named):
+        made.append(function)
+        return function(*given, **named)
+
+    monkeypatch.setattr(computing, "checkpoint", counted)
+    ids = torch.ones(1, 3, dtype=torch.long)
+    for again, model in ((False, random_llama()), (True, random_llama())):
+        Computing(None, compile=False, checkpoint_layers=again).prepare_layers(model)
+        model(ids, use_cache=False)
+        assert len(made) == again * len(computing.layers(model))
+    Computing(None, compile=True, checkpoint_layers=False).prepare_layers(model)
+    assert all(layer._compiled_call_impl is not None for layer in computing.layers(model))
+
+
+@pytest.mark.parametrize("switch", ["compile", "checkpoint_layers"])
+def test_a_model_without_layers_to_find_is_refused(switch):
+    switches = {"compile": False, "checkpoint_layers": False} | {switch: True}
+    with pytest.raises(ConfigError, match=f"Linear has no layers that model.{switch} could find"):
+        Computing(None, **switches).prepare_layers(torch.nn.Linear(2, 2))
 
 
 @pytest.mark.slow

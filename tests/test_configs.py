@@ -46,6 +46,15 @@ CASES = {
     "reward model by margins": [*runs.TESTBED, *M["reward_model"], "algorithm/loss=bt_margin"],
     "tiny dpo": [*runs.TESTBED, *M["dpo"], "model=tiny", "model.pretrain_steps=3"],
     "tiny ppo": [*runs.TESTBED, *M["ppo"], "model=tiny", "model.pretrain_steps=3"],
+    **{
+        name: [*runs.TESTBED, f"algorithm={name}", *runs.ONLINE, "algorithm.batch_size=16"]
+        for name in ("dr_grpo", "dapo", "gspo", "reinforce_pp")
+    },
+    "remax": [*runs.TESTBED, "algorithm=remax", *M["reinforce"][1:]],
+    "on policy": [*runs.TESTBED, "experiment=on_policy", *M["reinforce"], *SMALL[:2]],
+    "grouped cispo": [*runs.TESTBED, "algorithm=dapo", "algorithm/loss=cispo", *runs.ONLINE, "algorithm.batch_size=16"],
+    "hf sentiment grpo": [*runs.TINY, *HF, "data=sentiment", "data.prompts=60", "algorithm=grpo", *ONE_EACH],
+    "hf sentiment rejection": [*runs.TINY, *HF, "data=sentiment", "data.prompts=60", "algorithm=rejection", *ONE_EACH],
     "tiny reinforce": [*runs.TESTBED, *M["reinforce"], "model=tiny", "model.pretrain_steps=3"],
     "dpo on another task": [
         *[*runs.TESTBED, *M["dpo"], "testbed.reward=forbidden", "+testbed.options.factor=[2,1]"],

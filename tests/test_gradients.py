@@ -25,6 +25,13 @@ PPO = {
     "k": 2,
     "gamma": 0.99,
     "gae_lambda": 0.9,
+    "kl": "reward",
+    "kl_estimator": "k1",
+    "gae_lambda_critic": None,
+    "reward_clip": None,
+    "whiten_rewards": False,
+    "dual_clip": None,
+    "entropy_coef": 0.0,
     "cliprange": 0.2,
     "cliprange_value": 0.2,
     "vf_coef": 0.5,
@@ -44,6 +51,18 @@ ITERATIVE = {
     "data": "fresh",
     "loss": {"name": "ipo", "tau": 0.3, "normalize": "mean"},
 }
+GROUPED = {
+    **ROUNDS,
+    "beta": 0.1,
+    "prompts_per_round": 4,
+    "k": 2,
+    "eos_rule": "none",
+    "eos_penalty": None,
+    "lr_scale": 1.0,
+}
+GRPO = {"loss": {"name": "grpo", "cliprange": 0.2, "kl_coef": 0.1}, "kl": "loss", "advantages": "std"}
+GSPO = {"loss": {"name": "gspo", "cliprange_low": 0.1, "cliprange_high": 0.1}, "kl": "reward", "advantages": "mean"}
+KEPT = {"keep": "max", "stages": "all", "top": None, "threshold": None, "growth": None}
 FIXED = {"epochs": 1, "batch_size": 256}
 ALGORITHMS = {
     "dpo": ("offline", FIXED | {"loss": DPO}),
@@ -53,6 +72,9 @@ ALGORITHMS = {
     "reward_model": ("reward_model", FIXED | {"loss": {"name": "bradley_terry"}}),
     "ppo": ("ppo", PPO),
     "reinforce": ("reinforce", REINFORCE),
+    "grpo": ("grouped", GROUPED | GRPO),
+    "gspo": ("grouped", GROUPED | GSPO),
+    "rejection": ("rejection", ROUNDS | KEPT | {"prompts_per_round": 8, "k": 2}),
     "iterative": ("iterative", ITERATIVE),
 }
 

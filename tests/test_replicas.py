@@ -20,6 +20,8 @@ CASES = runs.METHODS | {
         "reference=previous",
         "algorithm.data=aggregated",
     ],
+    "reinforce_pp": ["algorithm=reinforce_pp", *runs.ONLINE, "algorithm.batch_size=16"],
+    "rejection_top": [*runs.METHODS["rejection"], "algorithm.keep=top", "algorithm.top=0.25", "algorithm.stages=last"],
     "dpo_sync": [*runs.METHODS["dpo"], "reference=sync", "reference.every=2"],
     "ppo_ema": [*runs.METHODS["ppo"], "reference=ema", "reference.every=1"],
     "iterative_ipo": [
@@ -34,7 +36,7 @@ CASES = runs.METHODS | {
         *["training.micro_batch_size=5", "training.chunk=7", "training.max_steps=7"],
     ],
 }
-WITHOUT_BETA = {"sft", "reward_model"}
+WITHOUT_BETA = {"sft", "reward_model", "rejection", "rejection_top"}
 
 
 @pytest.fixture(scope="session")

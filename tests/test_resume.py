@@ -27,6 +27,8 @@ CASES = {
     "dpo_sync": [*runs.METHODS["dpo"], "reference=sync", "reference.every=2"],
     "dpo_ema": [*runs.METHODS["dpo"], "reference=ema", "reference.every=1"],
     "ppo": runs.METHODS["ppo"],
+    "grpo": runs.METHODS["grpo"],
+    "rejection": runs.METHODS["rejection"],
     "reinforce_moving": [*runs.METHODS["reinforce"], "algorithm.baseline=moving", "algorithm.baseline_rate=0.1"],
 }
 

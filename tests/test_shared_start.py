@@ -42,6 +42,8 @@ def test_a_sweep_reads_the_weights_once_and_no_job_feels_another(settings, loade
         assert runs.weights(together) == runs.weights(alone)
         assert (together / "reference.jsonl").read_text() == (alone / "reference.jsonl").read_text()
     assert len(loaded) == 4
+    (start,) = build.LAST_START.values()
+    assert start.loaded.policy is None  # what a job has trained, and its gradients, are gone with it
 
 
 def test_weights_that_changed_on_disk_are_read_again(settings, loaded, tmp_path):

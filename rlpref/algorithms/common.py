@@ -7,9 +7,9 @@ from torch import Tensor
 
 from rlpref.algorithms.algorithm import Round, StartError
 from rlpref.binding import ConfigError
-from rlpref.data.preferences import PreferenceData
 from rlpref.models.bundle import Models
 from rlpref.ops.blocks import chosen_rows, spread
+from rlpref.ops.masked import masked_mean
 from rlpref.rollout.sampler import ends_with_eos
 from rlpref.types import Prompts, Rollouts, Samples, Sequences
 
@@ -56,14 +56,14 @@ def _order(of: int, n: int, generator: torch.Generator) -> Tensor:
     return torch.cat([torch.randperm(of, generator=generator, device=generator.device) for _ in range(rounds)])[:n]
 
 
-def sample_answers(models: Models, prompts: Prompts, k: int, round: Round) -> Samples:
-    """k answers of the policy to each prompt, counted as a cost."""
+def sample_answers(models: Models, prompts: Prompts, k: int, round: Round, greedy: bool = False) -> Samples:
+    """k answers of the policy to each prompt, counted as a cost; `greedy`: of the likeliest token each time."""
     samples = models.engine.sample(
         models.policy,
         prompts.to(models.device),
         k,
         models.max_new_tokens,
-        models.temperature,
+        0.0 if greedy else models.temperature,
         models.eos_token_id,
         round.generators,
     )
@@ -87,16 +87,11 @@ def check_used_together(algorithm: str, key: str, choice: str, wants: bool, **op
 
 
 def sample_and_score(
-    models: Models,
-    data: PreferenceData,
-    round: Round,
-    size: tuple[int, int],
-    eos: tuple[str, float | None],
-    beta: float | Tensor,
+    models: Models, prompts: Prompts, k: int, round: Round, eos: tuple[str, float | None], beta: float | Tensor
 ) -> tuple[Samples, Tensor, Tensor]:
-    """Fresh answers, `size` = (prompts, answers to each), with the reference's log-probs [B, T] and the scores [B] once
-    the EOS rule `eos` = (rule, penalty) is applied. Writes the round's `objective/` metrics; beta is for them alone."""
-    samples = sample_answers(models, choose_prompts(data.prompts, size[0], round.generators), size[1], round)
+    """k fresh answers to each prompt, with the reference's log-probs [B, T] and the scores [B] once the EOS rule `eos`
+    = (rule, penalty) is applied. Writes the round's `objective/` metrics; beta is for them alone."""
+    samples = sample_answers(models, prompts, k, round)
     raw = score(models, samples.sequences, round)
     finished = ends_with_eos(samples.sequences, models.eos_token_id)
     scores = after_eos_rule(raw, finished, *eos)
@@ -131,3 +126,24 @@ def check_rollout_start(models: Models, batch: Rollouts) -> None:
         ratio = (models.policy_logps(batch.sequences)[0] - batch.logps).exp()
     furthest = (ratio - 1).abs()[batch.sequences.mask].max()
     require_equal("the largest |ratio - 1| of a token", float(furthest), 0.0, slack)
+
+
+def whole_returns(scores: Tensor, logps: Tensor, ref_logps: Tensor, beta: float | Tensor) -> Tensor:
+    """[B] score less beta log policy/ref of the whole answer; beta is one number or one for each run."""
+    return scores - spread(beta, len(scores)) * (logps - ref_logps).sum(1)
+
+
+def ratio_metrics(
+    logps: Tensor, old_logps: Tensor, entropy: Tensor, held_back: list[Tensor], mask: Tensor, **more: Tensor
+) -> dict[str, Tensor]:
+    """Each [B], means over an answer's tokens, of tensors [B, T]: entropy, how far the policy has moved from the one
+    that sampled, and which tokens the bounds of a loss held back (rlpref.losses.bounds); `more` by their names."""
+    log_ratio = (logps - old_logps).detach()
+    tokens = {
+        "objective/entropy": entropy.detach(),
+        "policy/approxkl": 0.5 * log_ratio**2,
+        "policy/ratio": log_ratio.exp(),
+    }
+    if held_back:
+        tokens["loss/clamped"] = torch.stack([held.expand_as(mask) for held in held_back]).any(0).to(log_ratio)
+    return {name: masked_mean(per_token, mask, dim=1) for name, per_token in (tokens | more).items()}

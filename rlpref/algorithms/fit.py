@@ -35,7 +35,9 @@ def check_rule(rule: ReferenceRule, algorithm: Algorithm, kind: str, name: str) 
 def reads_reference(algorithm: Algorithm, kind: str) -> bool:
     """Whether its loss or penalty compares the policy with a reference."""
     objective = getattr(algorithm, "objective", None)
-    return objective.reads_reference if objective else kind not in ("sft", "reward_model")
+    if objective is None or hasattr(algorithm, "beta"):  # a penalty, wherever it stands
+        return kind not in ("sft", "reward_model", "rejection")
+    return objective.reads_reference
 
 
 FORMS = {"reward_model": ("pairs",), "sft": ("pairs",)}  # of data, by the kind of an algorithm that reads rows

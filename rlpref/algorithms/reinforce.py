@@ -15,29 +15,40 @@ import torch
 from torch import Tensor
 
 from rlpref.algorithms.algorithm import Loss, Round
-from rlpref.algorithms.common import check_rollout_start, check_used_together, sample_and_score
+from rlpref.algorithms.common import (
+    after_eos_rule,
+    check_rollout_start,
+    check_used_together,
+    choose_prompts,
+    sample_and_score,
+    sample_answers,
+    score,
+    whole_returns,
+)
 from rlpref.binding import ConfigError
 from rlpref.data.preferences import PreferenceData
 from rlpref.losses import reduced, reinforce
 from rlpref.losses.inputs import RolloutLogps
-from rlpref.models.bundle import Models
+from rlpref.models.bundle import Models, in_chunks
 from rlpref.ops.baselines import leave_one_out, moving_mean
 from rlpref.ops.blocks import blocks, spread
 from rlpref.ops.masked import last_masked
-from rlpref.types import Rollouts
+from rlpref.rollout.sampler import ends_with_eos
+from rlpref.types import Prompts, Rollouts
 
 
 @dataclass
 class Reinforce:
     """`baseline`: `none`, `moving` (the running mean of all returns of the rounds before, by `baseline_rate`; 0 at
-    first), or `leave_one_out` (the mean return of the other k - 1 answers to the prompt). `eos_rule` as in PPO."""
+    first), `leave_one_out` (the mean return of the other k - 1 answers to the prompt), or `greedy` (the return of the
+    answer of the likeliest token each time: ReMax, Li et al. 2023, 2310.10505). `eos_rule` as in PPO."""
 
     needs_reward: ClassVar[bool] = True
     beta: float
     rounds: int
     prompts_per_round: int
     k: int
-    baseline: Literal["none", "moving", "leave_one_out"]
+    baseline: Literal["none", "moving", "leave_one_out", "greedy"]
     baseline_rate: float | None
     eos_rule: Literal["replace", "subtract", "none"]
     eos_penalty: float | None
@@ -66,16 +77,26 @@ class Reinforce:
         return self.batch_size
 
     def collect(self, models: Models, data: PreferenceData, round: Round) -> Rollouts:
-        size, eos = (self.prompts_per_round, self.k), (self.eos_rule, self.eos_penalty)
-        samples, ref_logps, scores = sample_and_score(models, data, round, size, eos, self.beta)
+        prompts = choose_prompts(data.prompts, self.prompts_per_round, round.generators)
+        eos = self.eos_rule, self.eos_penalty
+        samples, ref_logps, scores = sample_and_score(models, prompts, self.k, round, eos, self.beta)
         returns = whole_returns(scores, samples.logps, ref_logps, self.beta)
-        baselines = self._baselines(returns, round)
+        greedy = self.baseline == "greedy"
+        baselines = self._greedy(models, prompts, round) if greedy else self._baselines(returns, round)
         round.metrics["objective/advantages_std"] = blocks(returns - baselines, round.runs).std(1, correction=0)
         mask = samples.sequences.mask
         values, advantages, returns = (
             torch.where(mask, of_answer[:, None], 0.0) for of_answer in (baselines, returns - baselines, returns)
         )
         return Rollouts(samples.sequences, samples.logps, ref_logps, values, advantages, returns, scores)
+
+    def _greedy(self, models: Models, prompts: Prompts, round: Round) -> Tensor:
+        """[B] for each answer the return of the greedy one to its prompt."""
+        answers = sample_answers(models, prompts, 1, round, greedy=True).sequences
+        finished = ends_with_eos(answers, models.eos_token_id)
+        scores = after_eos_rule(score(models, answers, round), finished, self.eos_rule, self.eos_penalty)
+        logps = in_chunks(lambda part: models.policy_logps(part)[0], answers, models.chunk)
+        return whole_returns(scores, logps, models.ref_logps(answers), self.beta).repeat_interleave(self.k)
 
     def _baselines(self, returns: Tensor, round: Round) -> Tensor:
         """[B] what is taken off each return; nothing of it depends on the answer itself."""
@@ -97,8 +118,3 @@ class Reinforce:
 
     def check_start(self, models: Models, batch: Rollouts) -> None:
         check_rollout_start(models, batch)
-
-
-def whole_returns(scores: Tensor, logps: Tensor, ref_logps: Tensor, beta: float | Tensor) -> Tensor:
-    """[B] score less beta log policy/ref of the whole answer; beta is one number or one for each run."""
-    return scores - spread(beta, len(scores)) * (logps - ref_logps).sum(1)

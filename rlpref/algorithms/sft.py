@@ -36,18 +36,28 @@ class SFT:
         return Answers(train.chosen, desirable, weight=train.weight)
 
     def loss(self, models: Models, batch: Answers) -> Loss:
-        chosen = batch.sequences.trimmed()
-        logps, entropy = models.policy_logps(chosen, entropy=True)
-        value = masked_mean(nll(logps), chosen.mask, dim=1)
-        metrics = {
-            "logps/chosen": logps.sum(1).detach(),
-            "objective/entropy": masked_mean(entropy, chosen.mask, dim=1).detach(),
-        }
-        weight = chosen.lengths.to(value)
-        return Loss(value, weight if batch.weight is None else weight * batch.weight, metrics)
+        return imitation_loss(models, batch)
 
     def check_start(self, models: Models, batch: Answers) -> None:
-        with torch.no_grad():
-            policy = models.policy_logps(batch.sequences)[0].sum(1)
-        drift = float((policy - models.ref_logps(batch.sequences).sum(1)).abs().max())
-        require_equal("log policy/ref of an answer", drift, 0.0, tolerance(models, batch.sequences.lengths))
+        check_imitation_start(models, batch)
+
+
+def imitation_loss(models: Models, batch: Answers) -> Loss:
+    """Negative log-likelihood of the answers, the mean over all their tokens."""
+    chosen = batch.sequences.trimmed()
+    logps, entropy = models.policy_logps(chosen, entropy=True)
+    value = masked_mean(nll(logps), chosen.mask, dim=1)
+    metrics = {
+        "logps/chosen": logps.sum(1).detach(),
+        "objective/entropy": masked_mean(entropy, chosen.mask, dim=1).detach(),
+    }
+    weight = chosen.lengths.to(value)
+    return Loss(value, weight if batch.weight is None else weight * batch.weight, metrics)
+
+
+def check_imitation_start(models: Models, batch: Answers) -> None:
+    """At step 0 the policy is the reference."""
+    with torch.no_grad():
+        policy = models.policy_logps(batch.sequences)[0].sum(1)
+    drift = float((policy - models.ref_logps(batch.sequences).sum(1)).abs().max())
+    require_equal("log policy/ref of an answer", drift, 0.0, tolerance(models, batch.sequences.lengths))

@@ -165,8 +165,8 @@ advantage 1, over log pi/ref and log pi/old.
 In the table `data` is what a loss takes; one of single answers takes a pair as two. `optimum` says whether its
 minimum over all policies is the KL-regularised one at the run's beta; where all others go is in
 experiments/README.md (`loss_optima`). `minibatch` is how a minibatch may be cut ("as a whole": not at all), and for
-policy gradients how tokens are averaged. Of these PPO trains `ppo_clip` and REINFORCE `reinforce`; no algorithm
-asks for the others yet, nor for `reward lists`."""
+policy gradients how tokens are averaged; these train on groups of answers: `rlpref algorithm=dr_grpo
+algorithm/loss=NAME`. No algorithm asks for `reward lists` yet."""
 MODIFIERS_HEAD = """`algorithm.modifiers.NAME=...` lays these over any pair loss where the table says yes; anything else
 is refused by name before a model is loaded. Per-example weights of the data (`weight`) go with every loss that does not
 take its minibatch as a whole."""

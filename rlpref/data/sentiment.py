@@ -23,6 +23,7 @@ from rlpref.data.context import DataContext, RowSplit, split_by_group
 from rlpref.data.rows import Row, rows_hash
 from rlpref.data.tokenise import encode_prompts, eos_id
 from rlpref.models.reference import policy_hash
+from rlpref.ops.twin import running
 from rlpref.progress import progress
 from rlpref.rewards.scorer import completion_ids, completion_texts
 from rlpref.rollout.sampler import RANDOMNESS, sample
@@ -173,7 +174,7 @@ def _key(context: DataContext, prompts: list[str], k: int, pairs_per_prompt: int
     """Hash of all that decides the pairs."""
     parts = {
         "openings": prompts,
-        "weights": policy_hash(context.model),
+        "weights": policy_hash(running(context.model)),  # in the precision that computes
         "vocabulary": sorted(context.tokenizer.get_vocab().items()),
         "k": k,
         "pairs_per_prompt": pairs_per_prompt,

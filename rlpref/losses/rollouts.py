@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rlpref.losses.bounds import LARGEST_EXPONENT, bounded, bounded_exp, log1mexp
-from rlpref.losses.inputs import RolloutLogps
+from rlpref.losses.inputs import RolloutLogps, per_row
 from rlpref.losses.ranges import AboveOne, NotNegative, Positive, SomeShare
 from rlpref.losses.registry import register
 from rlpref.ops.kl import k3
@@ -83,8 +83,8 @@ def grpo(rl: RolloutLogps, cliprange: Positive = 0.2, kl_coef: NotNegative = 0.0
     """-min(r A, clip(r) A) + kl_coef [ref/pi - 1 - log ref/pi], the k3 estimate of each token's KL to the reference.
     Shao et al. 2024 (2402.03300), eq. 3 and 4. A ref/pi beyond e^80 is held there and counted."""
     value = ppo_clip(rl, cliprange)
-    if kl_coef:
-        value = value + kl_coef * k3(bounded(rl.logps - rl.ref_logps, low=-LARGEST_EXPONENT))
+    if isinstance(kl_coef, Tensor) or kl_coef:
+        value = value + per_row(kl_coef) * k3(bounded(rl.logps - rl.ref_logps, low=-LARGEST_EXPONENT))
     return value
 
 

@@ -46,7 +46,11 @@ class Computing:
         """Of a model that is complete: a copy of it has layers that are not compiled."""
         if self.compile:
             stay_out_of_graphs()
-        for layer in layers(running(module)):
+        found = layers(running(module))
+        if (self.compile or self.checkpoint_layers) and not found:
+            key = "compile" if self.compile else "checkpoint_layers"
+            raise ConfigError(f"{type(module).__name__} has no layers that model.{key} could find: set it to false.")
+        for layer in found:
             if self.compile and layer._compiled_call_impl is None:
                 layer.compile(dynamic=True)
             if self.checkpoint_layers and "forward" not in vars(layer):

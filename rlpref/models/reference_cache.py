@@ -13,7 +13,7 @@ import platform
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -28,6 +28,8 @@ from torch import Tensor, nn
 
 from rlpref.models.lm import has_adapter
 from rlpref.types import Sequences
+
+KERNELS = ("model name", "flags", "Features")  # lines of /proc/cpuinfo
 
 
 @dataclass
@@ -44,7 +46,6 @@ class ReferenceCache:
         decides = self.decides | {"rows": rows_hash(sequences), "threads": torch.get_num_threads()}
         key = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
         path = self.folder / f"{key}.safetensors"
-        path.parent.mkdir(parents=True, exist_ok=True)
         with _alone(path.with_suffix(".lock")):
             values = _read(path, int(sequences.mask.sum()))
             self.asked.append({"key": key, "rows": len(sequences), "read": values is not None})
@@ -73,7 +74,7 @@ def what_decides(model: nn.Module) -> dict[str, Any]:
         "attention": base.config._attn_implementation,
         "torch": torch.__version__,
         "transformers": transformers.__version__,
-        "device": torch.cuda.get_device_name() if device == "cuda" else [device, platform.machine(), _instructions()],
+        "device": torch.cuda.get_device_name() if device == "cuda" else [device, platform.machine(), *_processor()],
         "matmul": torch.get_float32_matmul_precision(),
         "code": _code(),
     }
@@ -88,8 +89,12 @@ def rows_hash(sequences: Sequences) -> str:
     return digest.hexdigest()
 
 
-def _instructions() -> str:
-    return torch.backends.cpu.get_cpu_capability()
+@cache
+def _processor() -> list[str]:
+    """What chooses the kernels: torch's own level, and where it is told the processor's name and instructions."""
+    file = Path("/proc/cpuinfo")
+    lines = file.read_text().splitlines() if file.exists() else []
+    return [torch.backends.cpu.get_cpu_capability(), *sorted({one for one in lines if one.startswith(KERNELS)})]
 
 
 @cache
@@ -105,10 +110,13 @@ def _alone(path: Path) -> Iterator[None]:
     """Held by one process at a time; given back by the operating system where that process is killed."""
     lock = FileLock(path)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
     except Timeout:
         print("waiting for another run that computes the same log-probs of the reference", file=sys.stderr)
         lock.acquire()
+    except OSError as error:  # no file can be made there: `_write` will say that nothing is kept
+        warnings.warn(f"no lock at {path} ({error}): other runs may compute the same", stacklevel=4)
     try:
         yield
     finally:
@@ -139,8 +147,11 @@ def _write(path: Path, values: Tensor, decides: dict) -> None:
     try:
         save_file({"logps": values}, temporary, {"sha256": _checksum(values), "decides": json.dumps(decides)})
         os.replace(temporary, path)
+    except (OSError, SafetensorError) as error:  # a full or read-only disk costs the next run time, this one nothing
+        warnings.warn(f"{path} cannot be written ({error}): the log-probs of the reference are not kept", stacklevel=3)
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def _checksum(values: Tensor) -> str:

@@ -55,6 +55,9 @@ def span_attention(query: Tensor, key: Tensor, value: Tensor, spans: list[Span],
 
 def _forward(query: Tensor, key: Tensor, value: Tensor, spans: list[Span], scaling: float) -> Tensor:
     gqa = query.shape[1] != key.shape[1]
+    if gqa and query.is_cuda:  # under a mask only the kernel that holds all scores knows groups
+        key, value = (states.repeat_interleave(query.shape[1] // key.shape[1], 1) for states in (key, value))
+        gqa = False
     outputs = [
         scaled_dot_product_attention(
             query[:, :, span.own],

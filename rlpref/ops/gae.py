@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rlpref.ops.masked import last_masked
+from rlpref.ops.masked import last_masked, masked_variance
 
 
 def penalised_rewards(scores: Tensor, log_ratio: Tensor, mask: Tensor, beta: float | Tensor) -> Tensor:
@@ -31,3 +31,9 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, gae_lambda:
         advantages[:, t] = running
         next_value = torch.where(mask[:, t], values[:, t], torch.zeros_like(next_value))
     return advantages
+
+
+def explained_variance(returns: Tensor, values: Tensor, mask: Tensor) -> Tensor:
+    """[..] 1 - Var(returns - values) / Var(returns) over the masked tokens of each batch [.., B, T]: 1 for a perfect
+    critic, 0 for a constant one, and worse below."""
+    return 1 - masked_variance(returns - values, mask) / masked_variance(returns, mask).clamp(min=1e-12)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from rlpref.ops.blocks import blocks
+
 TOKENS = (-2, -1)  # the rows and columns of one batch, whatever stands before them
 
 
@@ -29,6 +31,11 @@ def masked_whiten(values: Tensor, mask: Tensor, shift_mean: bool = True) -> Tens
         whitened = whitened + mean
     enough = mask.sum(TOKENS, keepdim=True) >= 2
     return torch.where(mask, torch.where(enough, whitened, values), torch.zeros_like(values))
+
+
+def whiten_runs(tokens: Tensor, mask: Tensor, runs: int, shift_mean: bool = True) -> Tensor:
+    """`masked_whiten` [B, T] of the tokens of each run by itself."""
+    return masked_whiten(blocks(tokens, runs), blocks(mask, runs), shift_mean).flatten(0, 1)
 
 
 def last_masked(mask: Tensor) -> Tensor:

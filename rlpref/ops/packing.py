@@ -18,6 +18,7 @@ from rlpref.ops.attention import Span, span_attention
 from rlpref.types import Sequences
 
 PACKED = "packed"  # the name of the attention implementation
+QUERIES = 256  # at most twice as many in one span where blocks are cut: scores that stay in a processor's cache
 
 
 @dataclass
@@ -139,6 +140,16 @@ def _spans(starts: list[int], device: torch.device) -> list[Span]:
         sees = causal(end - starts[0], end - starts[0])
         for start, stop in pairwise(starts[1:]):
             sees[stop - starts[0] :, start - starts[0] : stop - starts[0]] = False
-        return [Span(slice(starts[0], end), None, sees)]
+        return _blocks(starts[0], sees)
     own = [Span(one, prompt, causal(length, width + length)) for one, length in zip(answers, lengths)]
-    return [Span(prompt, None, causal(width, width)), *own]
+    return [*_blocks(starts[0], causal(width, width)), *own]
+
+
+def _blocks(start: int, sees: Tensor) -> list[Span]:
+    """Spans of the tokens from `start` on, where no token sees a later one: long ones are cut, which leaves out
+    half of what nobody sees."""
+    cuts = list(range(0, len(sees) - QUERIES, QUERIES)) or [0]
+    return [
+        Span(slice(start + at, start + upto), slice(start, start + at) if at else None, sees[at:upto, :upto])
+        for at, upto in pairwise([*cuts, len(sees)])
+    ]

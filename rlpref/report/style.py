@@ -30,7 +30,7 @@ RC = {
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#882255", "#999933", "#332288", "#777777")
 LINES = ("-", "--", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "h")
-FIRST = ("dpo", "ipo", "iterative_dpo", "ppo", "sft", "reward_model", "reinforce")
+FIRST = ("dpo", "ipo", "iterative_dpo", "ppo", "sft", "reward_model", "reinforce", "grpo", "rejection")
 
 
 def method_styles(methods: Sequence[str]) -> dict[str, tuple[str, str]]:

@@ -11,7 +11,10 @@ ROWS = 16  # rows at once: what they hold stays in the processor's cache from on
 
 def draw(logits: Tensor, noise: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """Tokens [B] and their log-probs [B] in fp32 under softmax(logits [B, V] / temperature), at `noise` [B] in [0, 1):
-    one random number a row, where `torch.multinomial` draws one per row and token."""
+    one random number a row, where `torch.multinomial` draws one per row and token. At temperature 0 the likeliest
+    tokens, of log-prob 0: all the mass is on them."""
+    if temperature == 0:
+        return logits.argmax(-1), torch.zeros(len(logits), device=logits.device)
     rows = ROWS if logits.device.type == "cpu" else len(logits)
     parts = [_draw(*part, temperature) for part in zip(logits.split(rows), noise.split(rows))]
     return torch.cat([token for token, _ in parts]), torch.cat([logp for _, logp in parts])

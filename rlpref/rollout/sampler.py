@@ -51,13 +51,14 @@ def sample(
     """k answers to each prompt, drawn from softmax(logits / temperature), at most `batch_size` rows at once.
 
     Returns Samples of len(prompts) * k rows, the answers to one prompt next to each other. `logps` are those
-    of the sampled tokens under the tempered distribution (nothing is truncated, so it is a proper policy).
+    of the sampled tokens under the tempered distribution (nothing is truncated, so it is a proper policy; at
+    temperature 0 the greedy one).
     An answer ends with EOS or after `max_new_tokens`. Prompts are read once: their cache serves all k answers.
     Each of the `generators` draws for an equal block of prompts; one number for each token that an answer may have,
     before the first is sampled, so that answers depend neither on `batch_size` nor on when others end.
     """
-    if temperature <= 0:
-        raise ValueError(f"sampling needs temperature > 0, got {temperature}")
+    if temperature < 0:
+        raise ValueError(f"sampling needs temperature >= 0, got {temperature}")
     model = running(model)
     noise = uniform(generators, len(prompts) * k, max_new_tokens)
     at_once = max(1, batch_size // k)

@@ -9,6 +9,9 @@ from __future__ import annotations
 import copy
 import json
 import shutil
+import uuid
+import warnings
+import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -67,6 +70,7 @@ class ServerEngine:
     chunk: int
     rows: int
     served: tuple[str, str] = ("", "")  # hash of the weights that the server has, and their name there
+    removed: weakref.finalize | None = None  # takes their folder away, at the latest when this process ends
 
     @torch.no_grad()
     def sample(self, policy, prompts, k, max_new_tokens, temperature, eos_token_id, generators) -> Samples:
@@ -91,9 +95,11 @@ class ServerEngine:
         before, name = self.served
         now = weights_hash(policy)
         if now != before:
-            name = self.dialect.publish(policy, self.folder / now)
-            if before:
-                shutil.rmtree(self.folder / before, ignore_errors=True)
+            own = self.folder / f"{now[:16]}-{uuid.uuid4().hex[:8]}"  # another run may serve the same weights
+            name = self.dialect.publish(policy, own)
+            if self.removed:
+                self.removed()
+            self.removed = weakref.finalize(self, shutil.rmtree, own, ignore_errors=True)
             self.served = now, name
         return name
 
@@ -136,9 +142,13 @@ class TransformersServe:
 
     def _text(self, ids: list[int]) -> str:
         """Text that the server's tokenizer reads as `ids`: without the BOS that it adds itself."""
-        text = self.tokenizer.decode(ids)
+        text = self.tokenizer.decode(ids, clean_up_tokenization_spaces=False)
         again = self.tokenizer(text)["input_ids"]
-        return self.tokenizer.decode(ids[1:]) if again[1:] == ids and again[:1] == ids[:1] else text
+        if again[1:] == ids and again[:1] == ids[:1]:
+            return self.tokenizer.decode(ids[1:], clean_up_tokenization_spaces=False)
+        if again != ids:
+            warnings.warn("a prompt is other tokens once it is text: the server answers to those", stacklevel=2)
+        return text
 
     def _ids(self, choice: dict, max_new_tokens: int) -> list[int]:
         # An answer without text, all special tokens, counts as one that ended at once: no answer has no tokens.
@@ -176,6 +186,10 @@ class Vllm:
             "temperature": ask.temperature,
             "top_k": -1,
             "top_p": 1.0,
+            "min_p": 0.0,  # these two: else the model's own settings would cut the policy
+            "repetition_penalty": 1.0,
+            "ignore_eos": True,  # a model may have several; the policy ends with one
+            "stop_token_ids": [ask.eos],
             "return_token_ids": True,
         }
         found = choices(post(self.client, "completions", body), len(ask.seeds))

@@ -15,6 +15,7 @@ from rlpref.ops.packing import with_layout
 from rlpref.rollout.grouped import Group, group_prompts
 from rlpref.types import Prompts
 
+READ = 4096  # tokens of prompts, about, in one pass: more would be no faster and need more memory
 BLOCK = 32  # tokens of each answer by which the buffers get longer
 
 
@@ -96,15 +97,27 @@ class SharedDecoder:
         self.prompt = place[self.rows]
 
     def start(self) -> tuple[Tensor, Tensor]:
-        real = self.ids >= 0
-        lengths = self.lengths.tolist()
-        reading = Reading(lengths)
+        sizes = torch.unique_consecutive((self.lengths.cumsum(0) - 1) // READ, return_counts=True)[1].tolist()
+        parts = [self._read(*part) for part in zip(self.ids.split(sizes), self.lengths.split(sizes))]
+        logits, keys, values = zip(*parts)
+        keys, values = ([torch.cat(layer, 1) for layer in zip(*each)] for each in (keys, values))
+        kv_heads, _, width = keys[0].shape
+        buffers = [[keys[0].new_empty(len(self.rows), kv_heads, 0, width)] * len(keys) for _ in range(2)]
+        groups = group_prompts(keys, values, self.lengths.tolist(), self.prompt)
+        self.layout = Writing(groups, *buffers)
+        self.position = self.lengths[self.prompt] - 1
+        return torch.cat(logits)[self.prompt], self.rows
+
+    def _read(self, ids: Tensor, lengths: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """Of some prompts: logits [prompts, V] of an answer's first token, and keys and values of each layer."""
+        real = ids >= 0
+        reading = Reading(lengths.tolist())
         output = self.model(
-            input_ids=self.ids[real][None],
+            input_ids=ids[real][None],
             position_ids=(real.long().cumsum(1) - 1)[real][None],
             use_cache=False,
-            logits_to_keep=self.lengths.cumsum(0) - 1,
-            **with_layout(reading, self.ids.device),
+            logits_to_keep=lengths.cumsum(0) - 1,
+            **with_layout(reading, ids.device),
         )
         layers = self.model.config.num_hidden_layers
         if len(reading.keys) != layers:
@@ -112,12 +125,7 @@ class SharedDecoder:
                 f"{len(reading.keys)} of the {layers} layers of {type(self.model).__name__} read the layout: it cannot "
                 "be sampled from with packed attention. Set model.attn_implementation=sdpa."
             )
-        kv_heads, _, width = reading.keys[0].shape
-        buffers = [[reading.keys[0].new_empty(len(self.rows), kv_heads, 0, width)] * layers for _ in range(2)]
-        groups = group_prompts(reading.keys, reading.values, lengths, self.prompt)
-        self.layout = Writing(groups, *buffers)
-        self.position = self.lengths[self.prompt] - 1
-        return output.logits[0][self.prompt], self.rows
+        return output.logits[0], reading.keys, reading.values
 
     def keep(self, kept: Tensor) -> None:
         self.layout.keep(kept)

@@ -16,7 +16,20 @@ from rlpref.types import Pairs, Prompts, Sequences
 
 FIXED = {"epochs": 1, "batch_size": 16}
 ROUND = {**FIXED, "rounds": 1, "prompts_per_round": 4, "k": 4}
-CLIPS = {"gamma": 1.0, "gae_lambda": 0.95, "cliprange": 0.2, "cliprange_value": 0.2, "vf_coef": 0.5}
+CLIPS = {
+    "kl": "reward",
+    "kl_estimator": "k1",
+    "gae_lambda_critic": None,
+    "reward_clip": None,
+    "whiten_rewards": False,
+    "dual_clip": None,
+    "entropy_coef": 0.0,
+    "gamma": 1.0,
+    "gae_lambda": 0.95,
+    "cliprange": 0.2,
+    "cliprange_value": 0.2,
+    "vf_coef": 0.5,
+}
 SCALES = {"lr_scale": 1.0, "critic_lr_scale": 1.0, "whiten_advantages": True, "beta": 0.1}
 DPO = {"name": "dpo", "beta": 0.1}
 EOS = {"eos_rule": "none", "eos_penalty": None}
@@ -30,6 +43,14 @@ ALGORITHMS = {
         ROUND | {"loss": DPO, "pairing": "bradley_terry", "data": "fresh"},
     ),
     "ppo": ("ppo", ROUND | CLIPS | SCALES | EOS),
+    "gspo": (
+        "grouped",
+        ROUND | EOS | {"loss": {"name": "gspo"}, "beta": 0.1, "kl": "reward", "advantages": "mean", "lr_scale": 1.0},
+    ),
+    "rejection": (
+        "rejection",
+        ROUND | {"keep": "max", "stages": "all"} | dict.fromkeys(("top", "threshold", "growth")),
+    ),
     "reinforce": ("reinforce", PER_ROUND | EOS | {"baseline": "leave_one_out", "baseline_rate": None}),
 }
 
@@ -124,7 +145,7 @@ def move(policy) -> None:
 
 
 @pytest.mark.parametrize("trained", [False, True])
-@pytest.mark.parametrize("name", [name for name in ALGORITHMS if name != "sft"])
+@pytest.mark.parametrize("name", [name for name in ALGORITHMS if name not in ("sft", "rejection")])
 def test_with_the_adapter_off_only_the_policy_before_training_may_start(name, trained):
     """A trained adapter is not its base, but still is what the evaluator measures from."""
     start(name, lora_models(trained))

@@ -4,9 +4,10 @@ import torch
 from rlpref.algorithms import make_algorithm
 from rlpref.algorithms.algorithm import Costs, Round
 from rlpref.algorithms.common import after_eos_rule
-from rlpref.algorithms.ppo import explained_variance
 from rlpref.binding import ConfigError
 from rlpref.models.heads import answer_scores, critic_from, scalar_model, state_values
+from rlpref.ops.gae import explained_variance, gae, penalised_rewards
+from rlpref.ops.kl import k2, k3
 from rlpref.ops.logps import token_logps
 from rlpref.types import Sequences
 
@@ -19,6 +20,13 @@ SETTINGS = {
     "k": 8,
     "gamma": 1.0,
     "gae_lambda": 0.95,
+    "kl": "reward",
+    "kl_estimator": "k1",
+    "gae_lambda_critic": None,
+    "reward_clip": None,
+    "whiten_rewards": False,
+    "dual_clip": None,
+    "entropy_coef": 0.0,
     "cliprange": 0.2,
     "cliprange_value": 0.2,
     "vf_coef": 0.5,
@@ -154,3 +162,89 @@ def test_explained_variance_of_a_perfect_a_constant_and_a_wrong_critic():
 
 def test_learning_rates_of_policy_and_critic_are_scaled_apart():
     assert ppo().trains == {"policy": 1.0, "critic": 2.0}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"kl": "loss"}, "algorithm.kl_estimator 'k1' holds nothing back in the loss"),
+        ({"reward_clip": 0.0}, "algorithm.reward_clip must be above 0"),
+        ({"dual_clip": 0.5}, "'dual_clip' must be above 1"),
+        ({"kl_estimator": "k4"}, "'kl_estimator' cannot be 'k4'"),
+    ],
+)
+def test_options_without_sense_are_refused(changes, message):
+    with pytest.raises(ConfigError) as refusal:
+        ppo(**changes)
+    assert message in str(refusal.value)
+
+
+def test_the_kl_stands_in_the_reward_or_in_the_loss(laboratory):
+    models, data = laboratory
+    models.policy.double(), models.critic.double()
+    in_reward, _ = collect(ppo(gae_lambda=1.0), models, data)
+    mask, log_ratio = in_reward.sequences.mask, in_reward.logps - in_reward.ref_logps
+    assert log_ratio.sum(1).abs().max() > 0.5
+    for estimator, k in {"k2": k2, "k3": k3}.items():
+        found, _ = collect(ppo(gae_lambda=1.0, kl_estimator=estimator), models, data)
+        first = mask.long().argmax(1, keepdim=True)
+        expected = found.scores - 0.3 * k(log_ratio).sum(1)
+        torch.testing.assert_close(found.returns.gather(1, first)[:, 0], expected, check_dtype=False)
+        algorithm = ppo(kl="loss", kl_estimator=estimator)
+        batch, _ = collect(algorithm, models, data)
+        first_return = batch.returns.gather(1, first)[:, 0] if algorithm.gae_lambda == 1 else None
+        assert first_return is None
+        without = ppo(kl="loss", kl_estimator=estimator, beta=0.0).loss(models, batch)
+        difference = algorithm.loss(models, batch).value - without.value
+        tokens = 0.3 * k(log_ratio).sum(1) / mask.sum(1)
+        torch.testing.assert_close(difference, tokens, check_dtype=False, atol=1e-6, rtol=1e-5)
+
+
+def test_the_critic_may_have_a_lambda_of_its_own(laboratory):
+    models, data = laboratory
+    same, _ = collect(ppo(), models, data)
+    own, _ = collect(ppo(gae_lambda_critic=1.0), models, data)
+    torch.testing.assert_close(own.advantages, same.advantages)
+    mask = own.sequences.mask
+    rewards = penalised_rewards(own.scores, own.logps - own.ref_logps, mask, 0.3)
+    torch.testing.assert_close(own.returns, gae(rewards, own.values, mask, 1.0, 1.0) + torch.where(mask, own.values, 0))
+    assert (own.returns - same.returns).abs().max() > 1e-3
+
+
+def test_scores_are_held_and_counted(laboratory):
+    models, data = laboratory
+    models.reward = lambda sequences: torch.tensor([-3.0, 0.5, 2.0, 0.0]).repeat(len(sequences) // 4)
+    held, round = collect(ppo(reward_clip=1.0, beta=0.0, gae_lambda=1.0), models, data)
+    first = held.sequences.mask.long().argmax(1, keepdim=True)
+    assert held.returns.gather(1, first)[:, 0].tolist() == pytest.approx([-1.0, 0.5, 1.0, 0.0] * 8, abs=1e-5)
+    assert held.scores[:4].tolist() == [-3.0, 0.5, 2.0, 0.0]
+    assert round.metrics["objective/scores_clipped"] == 0.5
+    assert "objective/scores_clipped" not in collect(ppo(), models, data)[1].metrics
+
+
+def test_whitened_rewards_have_a_spread_of_one_and_their_mean(laboratory):
+    models, data = laboratory
+    models.reward = lambda sequences: 100 * torch.arange(len(sequences)).float()
+    plain, _ = collect(ppo(beta=0.0, gae_lambda=1.0), models, data)
+    white, _ = collect(ppo(beta=0.0, gae_lambda=1.0, whiten_rewards=True), models, data)
+    mask = plain.sequences.mask
+    rewards = penalised_rewards(plain.scores, torch.zeros_like(plain.logps), mask, 0.0)[mask]
+    first = mask.long().argmax(1, keepdim=True)
+    mean, spread = rewards.mean(), rewards.std(correction=0)
+    # A return is the sum over the answer's tokens: each reward over the spread, and what their mean has changed by.
+    expected = plain.scores / spread + mask.sum(1) * (mean - mean / spread)
+    torch.testing.assert_close(white.returns.gather(1, first)[:, 0], expected, rtol=1e-4, atol=1e-3)
+
+
+def test_entropy_and_dual_clip_are_in_the_loss(laboratory):
+    models, data = laboratory
+    batch, _ = collect(ppo(), models, data)
+    plain = ppo().loss(models, batch)
+    with_bonus = ppo(entropy_coef=0.5).loss(models, batch)
+    torch.testing.assert_close(with_bonus.value, plain.value - 0.5 * plain.metrics["objective/entropy"])
+    assert with_bonus.value.requires_grad
+    batch.logps = batch.logps - 3  # ratios of e^3, beyond 2 where the advantage is below 0
+    held = ppo(dual_clip=2.0).loss(models, batch).metrics["loss/policy"]
+    free = ppo().loss(models, batch).metrics["loss/policy"]
+    assert (held <= free + 1e-6).all()
+    assert (held < free - 1e-3).any()

@@ -4,15 +4,15 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from tuples import every_tuple
 
 from rlpref.algorithms import make_algorithm
 from rlpref.algorithms.algorithm import Costs, Round
 from rlpref.binding import ConfigError
-from rlpref.testbed.exact import answer_logps
 from rlpref.testbed.gradients import objective_gradient
 from rlpref.testbed.optima import optimum
-from rlpref.testbed.task import answer_places, answer_tokens, make_testbed
-from rlpref.types import Samples, Sequences
+from rlpref.testbed.task import make_testbed
+from rlpref.types import Samples
 
 BETA = 0.3
 SETTINGS = {
@@ -26,6 +26,7 @@ SETTINGS = {
     "eos_penalty": None,
     "lr_scale": 1.0,
 }
+GREEDY = {"baseline": "greedy"}
 MOVING = {"baseline": "moving", "baseline_rate": 0.25}
 
 
@@ -71,21 +72,6 @@ def test_settings_that_contradict_are_refused(changes, message):
 def test_one_answer_to_a_prompt_is_enough_without_the_others():
     assert reinforce(k=1, baseline="none").batch_size == 4
     assert reinforce(k=1, **MOVING).examples(None, 0) == 4
-
-
-def every_tuple(task, policy, k):
-    """(what the sampler would return had it drawn each tuple of k answers to each prompt once, the chance of each)"""
-    places = answer_places(task)
-    tuples = torch.cartesian_prod(*[torch.arange(len(places))] * k).view(-1, k)
-    tokens = answer_tokens(task).flatten(0, 1)[places][tuples].flatten(0, 1)
-    prompts = task.tree.vocab + torch.arange(task.tree.prompts).repeat_interleave(len(tokens))
-    answers = tokens.repeat(task.tree.prompts, 1)
-    mask = torch.nn.functional.pad(answers >= 0, (1, 0))
-    ids = torch.cat([prompts[:, None], answers.clamp(min=0)], 1)
-    attention = mask.clone()
-    attention[:, 0] = True
-    chance = answer_logps(task, policy).flatten(1)[:, places][:, tuples].sum(-1).exp() / task.tree.prompts
-    return Sequences(ids, attention, mask), chance.flatten().repeat_interleave(k) / k
 
 
 @pytest.mark.parametrize(
@@ -140,6 +126,29 @@ def test_at_the_optimum_every_advantage_is_zero(task, testbed_models, testbed_da
     assert rollouts.scores.std() > 0.1
     assert rollouts.advantages.abs().max() < 1e-5
     assert round.metrics["objective/advantages_std"] < 1e-5
+
+
+def test_the_greedy_baseline_is_the_return_of_the_greedy_answer(laboratory, task, random_policy):
+    """One number for each prompt, whatever was drawn: the mean of the gradient does not feel it."""
+    models, data = laboratory
+    rollouts, round = collect(reinforce(**GREEDY), models, data)
+    assert round.costs[0].labels == round.costs[0].samples == 4 * 8 + 4
+    first = rollouts.sequences.mask.long().argmax(1, keepdim=True)
+    baselines = rollouts.values.gather(1, first)[:, 0]
+    prompts = rollouts.sequences.ids[:, 0] - task.tree.vocab
+    policy = random_policy(task, 1)
+    for prompt in prompts.unique().tolist():
+        answer, kl = [], 0.0
+        while True:
+            prefix = torch.tensor(answer + [-1] * (task.tree.horizon - len(answer)))
+            node = int((task.prefixes == prefix).all(1).nonzero())
+            token = int(policy[prompt, node].argmax())
+            kl += float(policy[prompt, node, token] - task.ref[prompt, node, token])
+            if task.ends[node, token]:
+                break
+            answer.append(token)
+        expected = float(task.rewards[prompt, node, token]) - BETA * kl
+        assert (baselines[prompts == prompt] - expected).abs().max() < 1e-4
 
 
 def test_the_moving_baseline_follows_the_returns_of_the_rounds_before(laboratory):

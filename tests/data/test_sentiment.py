@@ -12,6 +12,7 @@ from rlpref.data.rows import Row, rows_hash
 from rlpref.data.sentiment import Answer, best_against_worst, load, openings, sentiment, store
 from rlpref.data.tokenise import pad_sequences
 from rlpref.models.lm import apply_lora
+from rlpref.ops.twin import compute_in
 from rlpref.types import Samples
 
 EOS, GREAT, BAD, DULL = 2, 6, 7, 8
@@ -103,6 +104,7 @@ def test_pairs_are_built_once_and_read_back_equal(context, draws):
         "tokenizer",
         "k",
         "pairs",
+        "precision",
     ],
 )
 def test_whatever_decides_the_pairs_is_in_the_key(context, draws, change, words_with_bos):
@@ -119,6 +121,8 @@ def test_whatever_decides_the_pairs_is_in_the_key(context, draws, change, words_
         "tokenizer": words_with_bos,
     }
     words_with_bos.add_tokens(["extra"])
+    if change == "precision":
+        compute_in(context.model, torch.bfloat16)
     changed = replace(context, **{change: values[change]}) if change in values else context
     sentiment(changed, k=5 if change == "k" else 4, pairs_per_prompt=2 if change == "pairs" else 1)
     assert len(draws) == 2

@@ -116,6 +116,23 @@ def test_a_damaged_file_is_made_again_with_a_warning(damage, rows, compute, tmp_
     assert compute.rows == [6, 6]
 
 
+@pytest.mark.parametrize("problem", ["folder", "disk"])
+def test_where_nothing_can_be_kept_the_run_goes_on(problem, rows, compute, tmp_path, monkeypatch):
+    expected = ReferenceCache(tmp_path / "other", {"weights": "a"}).logps(rows, compute)
+    if problem == "folder":
+        (tmp_path / "reference").write_text("a file where the folder should be")
+    else:
+        monkeypatch.setattr("rlpref.models.reference_cache.save_file", no_space)
+    with pytest.warns(UserWarning, match="are not kept"):
+        found = ReferenceCache(tmp_path / "reference", {"weights": "a"}).logps(rows, compute)
+    assert torch.equal(found, expected)
+    assert not stored(tmp_path / "reference")
+
+
+def no_space(*_):
+    raise OSError(28, "No space left on device")
+
+
 def test_what_fails_leaves_no_file_and_no_lock(rows, compute, tmp_path):
     def fails(sequences):
         raise MemoryError

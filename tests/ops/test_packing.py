@@ -63,6 +63,31 @@ def gradients(model):
     return found
 
 
+def test_long_rows_are_cut_into_blocks_and_read_as_before(random_llama, monkeypatch):
+    monkeypatch.setattr("rlpref.ops.packing.QUERIES", 2)
+    batch = sequences()
+    assert len(pack(batch).spans) > 12
+    found = []
+    for model in both(random_llama):
+        logps, _ = token_logps(model, batch)
+        logps.sum().backward()
+        found.append((logps.detach(), gradients(model)))
+    torch.testing.assert_close(found[0][0], found[1][0], atol=1e-12, rtol=0)
+    for name, gradient in found[1][1].items():
+        torch.testing.assert_close(found[0][1][name], gradient, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("length", [1, 255, 512, 513, 1300])
+def test_blocks_hold_every_query_once_and_all_that_it_sees(length):
+    rows = [([1] * length, [2] * length), ([1] * length, [3] * length)]
+    spans = pack(sequences(rows)).spans
+    assert [span.own.start for span in spans] == [0, *(span.own.stop for span in spans[:-1])]
+    assert spans[-1].own.stop == 3 * length - 2
+    assert max(span.own.stop - span.own.start for span in spans) <= max(512, length - 1)
+    seen = sum(int(span.sees.sum()) for span in spans)
+    assert seen == length * (length + 1) // 2 + 2 * (length * (length - 1) // 2 + length * (length - 1))
+
+
 @pytest.mark.parametrize("left", [False, True])
 @pytest.mark.parametrize("kind", ["llama", "qwen"])
 def test_log_probs_and_gradients_are_those_of_padded_rows(random_llama, kind, left):

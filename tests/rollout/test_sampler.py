@@ -91,9 +91,19 @@ def test_same_generator_same_answers():
     assert torch.equal(a.sequences.ids, b.sequences.ids)
 
 
-def test_temperature_zero_is_refused():
-    with pytest.raises(ValueError, match="temperature > 0"):
-        sample(random_llama(), uneven_prompts(), 1, 2, 0.0, EOS, [torch.Generator()])
+def test_a_temperature_below_zero_is_refused():
+    with pytest.raises(ValueError, match="temperature >= 0"):
+        sample(random_llama(), uneven_prompts(), 1, 2, -1.0, EOS, [torch.Generator()])
+
+
+def test_temperature_zero_takes_the_likeliest_token_each_time(random_llama):
+    model, prompts = random_llama(), uneven_prompts()
+    greedy = sample(model, prompts, 2, 6, 0.0, EOS, [torch.Generator()])
+    assert (greedy.logps == 0).all()
+    answers = greedy.sequences
+    for ids, real, scored in zip(answers.ids, answers.attention_mask, answers.mask):
+        logits = model(ids[real][None]).logits[0]
+        assert torch.equal(logits[:-1].argmax(-1)[scored[real][1:]], ids[scored])
 
 
 def test_answers_do_not_depend_on_how_many_are_sampled_at_once(random_llama):

@@ -87,7 +87,8 @@ def test_text_is_encoded_again_and_ends_where_the_server_says(stub, tmp_path):
 
 def test_what_transformers_serve_is_asked(stub, tmp_path):
     stub.replies = texts(*[("good", "stop")] * 4)
-    ask(engine(stub.url, tmp_path, concurrency=1), policy())
+    served = engine(stub.url, tmp_path, concurrency=1)
+    ask(served, policy())
     assert stub.seen[0] == ("/reset", {})
     bodies = [body for path, body in stub.seen if path == "/v1/completions"]
     assert [body["prompt"] for body in bodies] == ["the film"] * 2 + ["film was the"] * 2
@@ -117,6 +118,19 @@ def test_new_weights_are_served_once_and_old_ones_removed(stub, tmp_path):
     assert names[0] == names[7] != names[8] == names[11]
     assert [path for path, _ in stub.seen].count("/reset") == 2
     assert [str(folder) for folder in (tmp_path / "served").iterdir()] == [names[11]]
+    del served
+    assert not [*(tmp_path / "served").iterdir()]
+
+
+def test_runs_that_serve_the_same_weights_leave_each_other_alone(stub, tmp_path):
+    stub.replies = texts(*[("good", "stop")] * 12)
+    one, other = (engine(stub.url, tmp_path) for _ in range(2))
+    ask(one, policy())
+    ask(other, policy())
+    folder = stub.seen[-1][1]["model"]
+    ask(one, policy(1))
+    del one
+    assert [str(left) for left in (tmp_path / "served").iterdir()] == [folder]
 
 
 def test_an_adapter_is_merged_into_the_served_weights(stub, tmp_path):
@@ -126,7 +140,8 @@ def test_an_adapter_is_merged_into_the_served_weights(stub, tmp_path):
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter)
-    samples = ask(engine(stub.url, tmp_path), model)
+    served = engine(stub.url, tmp_path)
+    samples = ask(served, model)
     saved = LlamaForCausalLM.from_pretrained(stub.seen[-1][1]["model"])
     forced = token_logps(saved, samples.sequences, 1.3)[0].detach()
     torch.testing.assert_close(samples.logps, forced, atol=1e-4, rtol=0)
@@ -146,6 +161,8 @@ def test_vllm_is_asked_with_ids_and_given_adapters(stub, tmp_path):
     assert path == "/v1/load_lora_adapter"
     assert first["model"] == adapter["lora_name"]
     assert (first["prompt"], first["n"]) == ([6, 5], 2)
+    assert (first["ignore_eos"], first["stop_token_ids"]) == (True, [EOS])
+    assert (first["repetition_penalty"], first["min_p"]) == (1.0, 0.0)
     assert samples.sequences.lengths.tolist() == [3, 4, 3, 4]
     with pytest.raises(ConfigError, match=r"LoRA adapters alone: set model\.lora\.r"):
         ask(engine(stub.url, tmp_path, "vllm"), policy())

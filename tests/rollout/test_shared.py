@@ -23,6 +23,7 @@ from rlpref.models.gguf import smollm2_135m
 from rlpref.models.lm import apply_lora
 from rlpref.ops.logps import token_logps
 from rlpref.ops.packing import PACKED
+from rlpref.rollout import shared
 from rlpref.rollout.sampler import sample
 from rlpref.rollout.shared import BLOCK, SharedDecoder
 from rlpref.types import Prompts
@@ -123,6 +124,14 @@ def test_answers_do_not_depend_on_how_many_are_sampled_at_once(batch_size):
     model = build()
     eos = likely_eos(model)
     require_same(drawn(model, eos=eos, batch_size=batch_size), drawn(model, eos=eos))
+
+
+def test_prompts_are_read_in_parts_alike(monkeypatch):
+    model = build()
+    eos = likely_eos(model)
+    whole = drawn(model, eos=eos)
+    monkeypatch.setattr(shared, "READ", 5)
+    require_same(drawn(model, eos=eos), whole)
 
 
 def test_equal_prompts_are_read_once():

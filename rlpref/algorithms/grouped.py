@@ -1,0 +1,125 @@
+"""Policy gradients without a critic: k answers to each prompt, each measured by its group, under any registered loss
+of rollouts.
+
+GRPO (Shao et al. 2024, 2402.03300), Dr. GRPO (Liu et al. 2025, 2503.20783), DAPO (Yu et al. 2025, 2503.14476), GSPO
+(Zheng et al. 2025, 2507.18071), REINFORCE++ (Hu et al. 2025, 2501.03262) and others differ in `loss`, `advantages` and
+`kl`. Over the spread of its group, a prompt whose answers are all about as good counts as much as any other: the
+optimum is no longer that of E[score] - beta KL (`experiments/README.md` says by how much).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from rlpref.algorithms import common
+from rlpref.algorithms.algorithm import Loss, Round
+from rlpref.binding import ConfigError
+from rlpref.data.preferences import PreferenceData
+from rlpref.losses import RolloutLogps, make_objective, reduced
+from rlpref.losses.bounds import counted
+from rlpref.losses.modifiers import Objective
+from rlpref.models.bundle import Models
+from rlpref.ops.baselines import leave_one_out, over_spread
+from rlpref.ops.blocks import blocks
+from rlpref.types import Rollouts
+
+
+@dataclass
+class Grouped:
+    """`advantages` from the return of an answer: less the `mean` of its group; the same over the group's standard
+    deviation (`std`); less the mean of the other k - 1 (`leave_one_out`); less the mean of the whole round over its
+    standard deviation (`batch_std`). `kl` says where the KL to the reference stands: in the `reward`, or in the `loss`,
+    which must have it. `eos_rule` as in PPO."""
+
+    needs_reward: ClassVar[bool] = True
+    objective: Objective
+    beta: float
+    kl: str
+    advantages: str
+    rounds: int
+    epochs: int
+    batch_size: int
+    prompts_per_round: int
+    k: int
+    eos: tuple[str, float | None]
+    lr_scale: float
+    trains: dict[str, float] = field(init=False)
+
+    def __post_init__(self):
+        self.trains = {"policy": self.lr_scale}
+
+    def examples(self, data: PreferenceData, index: int) -> int:
+        return self.prompts_per_round * self.k
+
+    def collect(self, models: Models, data: PreferenceData, round: Round) -> Rollouts:
+        prompts = common.choose_prompts(data.prompts, self.prompts_per_round, round.generators)
+        samples, ref_logps, scores = common.sample_and_score(models, prompts, self.k, round, self.eos, self.beta)
+        returns = common.whole_returns(scores, samples.logps, ref_logps, self.beta) if self.kl == "reward" else scores
+        groups = returns.view(-1, self.k)
+        advantages = self._advantages(groups, round.runs).flatten()
+        round.metrics["objective/advantages_std"] = blocks(advantages, round.runs).std(1, correction=0)
+        round.metrics["groups/uniform"] = round.mean((groups.amax(1) - groups.amin(1)) < 1e-6)
+        mask = samples.sequences.mask
+        values, advantages, returns = (
+            torch.where(mask, of_answer[:, None], 0.0) for of_answer in (returns - advantages, advantages, returns)
+        )
+        return Rollouts(samples.sequences, samples.logps, ref_logps, values, advantages, returns, scores)
+
+    def _advantages(self, groups: Tensor, runs: int) -> Tensor:
+        """[prompts, k] from returns [prompts, k]."""
+        if self.advantages == "leave_one_out":
+            return groups - leave_one_out(groups)
+        if self.advantages == "batch_std":
+            return over_spread(blocks(groups.flatten(), runs)).view_as(groups)
+        return over_spread(groups) if self.advantages == "std" else groups - groups.mean(1, keepdim=True)
+
+    def loss(self, models: Models, batch: Rollouts) -> Loss:
+        batch = batch.trimmed()
+        mask = batch.sequences.mask
+        logps, entropy = models.policy_logps(batch.sequences, entropy=True)
+        with counted() as held_back:
+            per_token = self.objective(RolloutLogps(logps, batch.logps, batch.advantages, mask, batch.ref_logps))
+        metrics = common.ratio_metrics(logps, batch.logps, entropy, held_back, mask)
+        return Loss(*reduced(per_token, mask, self.objective.entry.reduce), metrics)
+
+    def check_start(self, models: Models, batch: Rollouts) -> None:
+        common.check_rollout_start(models, batch)
+
+
+def grouped(
+    loss: dict,
+    beta: float,
+    kl: Literal["reward", "loss"],
+    advantages: Literal["mean", "std", "leave_one_out", "batch_std"],
+    rounds: int,
+    epochs: int,
+    batch_size: int,
+    prompts_per_round: int,
+    k: int,
+    eos_rule: Literal["replace", "subtract", "none"],
+    eos_penalty: float | None,
+    lr_scale: float,
+) -> Grouped:
+    """`loss` is {"name": a loss of rollouts, its hyperparameters}."""
+    objective = make_objective(loss, (RolloutLogps,))
+    common.check_used_together("grouped", "eos_rule", eos_rule, eos_rule != "none", eos_penalty=eos_penalty)
+    if k < 2:
+        raise ConfigError(f"algorithm.k is {k}: an answer is measured by the others to its prompt, so give it two.")
+    _check_kl(objective, kl, beta)
+    counts = rounds, epochs, batch_size, prompts_per_round, k
+    return Grouped(objective, beta, kl, advantages, *counts, (eos_rule, eos_penalty), lr_scale)
+
+
+def _check_kl(objective: Objective, kl: str, beta: float) -> None:
+    """Raises ConfigError unless the KL to the reference counts once, with weight beta."""
+    name, key = objective.entry.name, objective.entry.regularisation or "kl_coef"
+    if kl == "reward" and objective.reads_reference:
+        raise ConfigError(f"loss '{name}' has a KL to the reference of its own: set algorithm.kl=loss.")
+    if kl == "loss" and not objective.reads_reference:
+        raise ConfigError(f"loss '{name}' has no KL to the reference: set algorithm.kl=reward.")
+    if kl == "loss" and objective.loss.keywords.get(key) != beta:
+        raise ConfigError(f"algorithm.loss.{key} is the weight of the KL and must be beta, {beta}: set beta alone.")
