@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +22,9 @@ from rlpref.ops.logps import (
     token_logps,
 )
 from rlpref.ops.twin import running
-from rlpref.types import Sequences, TensorBatch, cat
+from rlpref.types import Sequences, TensorBatch, cat, token_counts
+
+TOKENS = 32_768  # in one pass without gradient: rows alone would let memory grow with their length
 
 
 @dataclass
@@ -104,8 +107,15 @@ class Models:
 
 @torch.no_grad()
 def in_chunks(function: Callable, batch: TensorBatch, rows: int):
-    """`function` over at most `rows` rows at a time, results under each other. No gradient is kept."""
-    parts = [function(batch[start : start + rows]) for start in range(0, len(batch), rows)]
+    """`function` over at most `rows` rows and TOKENS tokens at a time (a longer row alone), results under each other.
+    No gradient is kept."""
+    ends = token_counts(batch).cumsum(0).tolist()
+    parts, start = [], 0
+    while start < len(batch):
+        limit = TOKENS + (ends[start - 1] if start else 0)
+        stop = max(start + 1, min(start + rows, bisect_right(ends, limit)))
+        parts.append(function(batch[start:stop]))
+        start = stop
     return cat(parts) if isinstance(parts[0], TensorBatch) else torch.cat(parts)
 
 

@@ -2,7 +2,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlpref.models.bundle import distinct
+from rlpref.models import bundle
+from rlpref.models.bundle import distinct, in_chunks
 from rlpref.types import Sequences
 
 
@@ -31,3 +32,26 @@ def test_the_reference_reads_an_answer_once(task, testbed_models, testbed_data, 
     monkeypatch.setattr(models.ref.model, "forward", counting)
     assert torch.equal(models.ref_logps(pairs.chosen), expected)
     assert sum(read) == len(distinct(pairs.chosen)[0]) < len(pairs)
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=12), st.integers(1, 5), st.integers(1, 30))
+def test_passes_hold_so_many_rows_and_tokens_and_no_row_is_lost(lengths, rows, tokens):
+    real = torch.arange(9) < torch.tensor(lengths)[:, None]
+    sequences = Sequences(torch.arange(len(lengths))[:, None].expand(-1, 9), real, real)
+    passes = []
+
+    def seen(part):
+        passes.append(int(part.attention_mask.sum()))
+        assert len(part) <= rows
+        assert len(part) == 1 or passes[-1] <= tokens
+        return part.ids[:, 0]
+
+    kept, bundle.TOKENS = bundle.TOKENS, tokens
+    try:
+        assert in_chunks(seen, sequences, rows).tolist() == [*range(len(lengths))]
+    finally:
+        bundle.TOKENS = kept
+    if rows > len(lengths):  # as few as there can be, one after the other
+        for before, first in zip(passes, [sum(passes[:i]) for i in range(1, len(passes))]):
+            ends = [sum(lengths[:i]) for i in range(1, len(lengths) + 1)]
+            assert before + lengths[ends.index(first) + 1] > tokens
