@@ -32,7 +32,7 @@ def attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, atte
     """What HF's layers call. ValueError for a layer that wants what neither a layout nor `sdpa` has."""
     for name in ("s_aux", "softcap"):  # attention sinks, capped scores
         if kwargs.get(name) is not None:
-            raise ValueError(f"packed attention knows no {name}.")
+            raise ValueError(f"packed attention knows no {name}: set model.attn_implementation=eager.")
     if layout is None:
         return transformers.AttentionInterface()["sdpa"](module, query, key, value, attention_mask, **kwargs)
     if kwargs.get("sliding_window") is not None:

@@ -192,11 +192,13 @@ def test_bfloat16_keeps_its_keys_in_bfloat16_and_its_logps_in_float32():
     assert decoder.layout.keys[0].dtype == torch.bfloat16
 
 
-def test_a_model_that_looks_back_over_a_window_is_refused():
+@pytest.mark.parametrize(("softcap", "message"), [(None, "sliding window"), (50.0, "knows no softcap: set model.attn")])
+def test_a_model_that_wants_what_packed_attention_has_not_is_refused(softcap, message):
     sizes = SIZES | {"sliding_window": 4, "query_pre_attn_scalar": 8, "bos_token_id": 1, "pad_token_id": 0}
+    sizes |= {"attn_logit_softcapping": softcap}
     model = Gemma2ForCausalLM(Gemma2Config(**sizes)).eval()
     model.set_attn_implementation(PACKED)
-    with pytest.raises(ValueError, match="sliding window"):
+    with pytest.raises(ValueError, match=message):
         drawn(model)
 
 
