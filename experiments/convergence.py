@@ -15,7 +15,6 @@ import pandas as pd
 import yaml
 
 from rlpref.logging.folder import write_atomically
-from rlpref.losses import LOSSES
 from rlpref.report import Sweep, load, mean_interval
 from rlpref.report.tables import interval_text, markdown
 
@@ -84,20 +83,12 @@ def _aims_at_the_optimum(config: dict) -> bool:
     algorithm, loss = config["algorithm"], config["algorithm"].get("loss", {})
     if config["reference"]["kind"] != "initial":
         return False
-    if algorithm["kind"] == "grouped" and not _unbiased(algorithm):
-        return False
     if loss.get("name") == "dpo" and not loss["label_smoothing"]:
         if algorithm["kind"] == "offline":
             return config["data"]["preference"] == "bradley_terry"
         return algorithm["pairing"] == "bradley_terry"
-    return config["reward"]["kind"] == "gold" and algorithm.get("eos_rule") == "none"
-
-
-def _unbiased(grouped: dict) -> bool:
-    """Whether its gradient is that of E[score] - beta KL, or a share of it: answers are summed over their tokens, no
-    spread divides the advantages, and the KL is in the return."""
-    sums = LOSSES[grouped["loss"]["name"]].reduce == "sequence_sum"
-    return sums and grouped["advantages"] in ("mean", "leave_one_out") and grouped["kl"] == "reward"
+    in_return = algorithm.get("kl", "reward") == "reward"  # then all advantages vanish there, whatever divides them
+    return config["reward"]["kind"] == "gold" and algorithm.get("eos_rule") == "none" and in_return
 
 
 def main() -> None:

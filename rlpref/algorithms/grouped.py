@@ -3,8 +3,9 @@ of rollouts.
 
 GRPO (Shao et al. 2024, 2402.03300), Dr. GRPO (Liu et al. 2025, 2503.20783), DAPO (Yu et al. 2025, 2503.14476), GSPO
 (Zheng et al. 2025, 2507.18071), REINFORCE++ (Hu et al. 2025, 2501.03262) and others differ in `loss`, `advantages` and
-`kl`. Over the spread of its group, a prompt whose answers are all about as good counts as much as any other: the
-optimum is no longer that of E[score] - beta KL (`experiments/README.md` says by how much).
+`kl`. With the KL in the return all advantages vanish at the optimum of E[score] - beta KL, whatever they are divided
+by. With the KL in the loss, scores over the spread of their group are weighed against a KL that is not, and a mean over
+an answer's tokens against its sum: GRPO ends elsewhere (`experiments/README.md` says where).
 """
 
 from __future__ import annotations
