@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from options import PPO_OFF
 
 from rlpref.algorithms import make_algorithm
 from rlpref.algorithms.algorithm import Costs, Round
@@ -25,13 +26,7 @@ PPO = {
     "k": 2,
     "gamma": 0.99,
     "gae_lambda": 0.9,
-    "kl": "reward",
-    "kl_estimator": "k1",
-    "gae_lambda_critic": None,
-    "reward_clip": None,
-    "whiten_rewards": False,
-    "dual_clip": None,
-    "entropy_coef": 0.0,
+    **PPO_OFF,
     "cliprange": 0.2,
     "cliprange_value": 0.2,
     "vf_coef": 0.5,

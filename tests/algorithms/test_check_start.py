@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from options import PPO_OFF
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from rlpref.algorithms import make_algorithm
@@ -17,13 +18,7 @@ from rlpref.types import Pairs, Prompts, Sequences
 FIXED = {"epochs": 1, "batch_size": 16}
 ROUND = {**FIXED, "rounds": 1, "prompts_per_round": 4, "k": 4}
 CLIPS = {
-    "kl": "reward",
-    "kl_estimator": "k1",
-    "gae_lambda_critic": None,
-    "reward_clip": None,
-    "whiten_rewards": False,
-    "dual_clip": None,
-    "entropy_coef": 0.0,
+    **PPO_OFF,
     "gamma": 1.0,
     "gae_lambda": 0.95,
     "cliprange": 0.2,

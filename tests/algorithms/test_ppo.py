@@ -1,5 +1,6 @@
 import pytest
 import torch
+from options import PPO_OFF
 
 from rlpref.algorithms import make_algorithm
 from rlpref.algorithms.algorithm import Costs, Round
@@ -20,13 +21,7 @@ SETTINGS = {
     "k": 8,
     "gamma": 1.0,
     "gae_lambda": 0.95,
-    "kl": "reward",
-    "kl_estimator": "k1",
-    "gae_lambda_critic": None,
-    "reward_clip": None,
-    "whiten_rewards": False,
-    "dual_clip": None,
-    "entropy_coef": 0.0,
+    **PPO_OFF,
     "cliprange": 0.2,
     "cliprange_value": 0.2,
     "vf_coef": 0.5,

@@ -1,0 +1,11 @@
+"""Settings that tests of several kinds give an algorithm."""
+
+PPO_OFF = {  # what projects that call it PPO differ in, as the paper has it
+    "kl": "reward",
+    "kl_estimator": "k1",
+    "gae_lambda_critic": None,
+    "reward_clip": None,
+    "whiten_rewards": False,
+    "dual_clip": None,
+    "entropy_coef": 0.0,
+}
