@@ -130,7 +130,9 @@ class PPO:
             "policy/clipfrac": ((ratio - 1).abs() > self.cliprange).to(ratio),
         }
         metrics = common.ratio_metrics(logps, batch.logps, entropy, held_back, mask, **more)
-        total = policy + self.vf_coef * value - self.entropy_coef * entropy
+        total = policy + self.vf_coef * value
+        if self.entropy_coef:  # else nothing is differentiated through it
+            total = total - self.entropy_coef * entropy
         if self.kl == "loss":
             beta = per_row(spread(self.beta, len(batch)))
             total = total + beta * KL[self.kl_estimator](torch.where(mask, logps - batch.ref_logps, 0.0))
