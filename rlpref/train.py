@@ -231,7 +231,8 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _stop)
     try:
         job()
-        _train_waiting()  # of a sweep without its callback, which gets no report
+        if WAITING:  # a sweep without its callback, which gets no report
+            _train_waiting()
     except KeyboardInterrupt:
         print("interrupted; the same command with the same folder goes on from the last checkpoint.", file=sys.stderr)
         raise SystemExit(130) from None

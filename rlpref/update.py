@@ -110,17 +110,18 @@ def backward(
     """
     n = len(runs)
     order = passes.cut(batch, n)
+    whole = len(order) == 1
     sums: dict[str, Tensor] = {}
     total = 0.0
     for rows in order:
-        loss = algorithm.loss(models, batch if len(order) == 1 else batch[rows])
+        loss = algorithm.loss(models, batch if whole else batch[rows])
         weight = blocks(loss.weight.detach(), n).double()
         total = total + weight.sum(1)
         weighted = blocks(loss.weight * loss.value, n).sum(1)
-        (weighted / total if len(order) == 1 else weighted).sum().backward()
+        (weighted / total if whole else weighted).sum().backward()
         for name, values in (("loss", loss.value.detach()), *loss.metrics.items()):
             sums[name] = sums.get(name, 0.0) + (weight * blocks(values, n)).sum(1)
-    if len(order) > 1:  # of a single pass it is divided beforehand: one pass less over all gradients
+    if not whole:  # of a single pass it is divided beforehand: one pass less over all gradients
         for trained, share in zip(runs, total.unbind()):
             for gradient in gradients(trained):
                 gradient /= share

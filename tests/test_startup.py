@@ -35,3 +35,10 @@ def test_a_run_on_the_testbed_loads_nothing_heavy_before_its_first_step_is_done(
     (line,) = [line for line in child.stdout.splitlines() if line.startswith("LOADED")]
     assert "torch" in line
     assert not [module for module in HEAVY if f'"{module}"' in line]
+
+
+def test_a_configuration_is_shown_without_torch(tmp_path):
+    shown = "import sys; sys.argv = ['rlpref', '--cfg', 'job']; from rlpref.train import main; main()"
+    code = f"{shown}; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "False"

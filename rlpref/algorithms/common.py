@@ -92,9 +92,7 @@ def sample_and_score(
     """k fresh answers to each prompt, with the reference's log-probs [B, T] and the scores [B] once the EOS rule `eos`
     = (rule, penalty) is applied. Writes the round's `objective/` metrics; beta is for them alone."""
     samples = sample_answers(models, prompts, k, round)
-    raw = score(models, samples.sequences, round)
-    finished = ends_with_eos(samples.sequences, models.eos_token_id)
-    scores = after_eos_rule(raw, finished, *eos)
+    raw, finished, scores = score_by_rule(models, samples.sequences, round, eos)
     ref_logps = models.ref_logps(samples.sequences)
     kl = (samples.logps - ref_logps).sum(1)
     round.metrics |= {
@@ -104,6 +102,14 @@ def sample_and_score(
         "objective/eos_rate": round.mean(finished),
     }
     return samples, ref_logps, scores
+
+
+def score_by_rule(
+    models: Models, answers: Sequences, round: Round, eos: tuple[str, float | None]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of each answer [B]: its score, whether it ended by itself, and its score once the rule is applied."""
+    raw, finished = score(models, answers, round), ends_with_eos(answers, models.eos_token_id)
+    return raw, finished, after_eos_rule(raw, finished, *eos)
 
 
 def after_eos_rule(scores: Tensor, finished: Tensor, rule: str, penalty: float | None) -> Tensor:

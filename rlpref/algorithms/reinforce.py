@@ -16,13 +16,12 @@ from torch import Tensor
 
 from rlpref.algorithms.algorithm import Loss, Round
 from rlpref.algorithms.common import (
-    after_eos_rule,
     check_rollout_start,
     check_used_together,
     choose_prompts,
     sample_and_score,
     sample_answers,
-    score,
+    score_by_rule,
     whole_returns,
 )
 from rlpref.binding import ConfigError
@@ -33,7 +32,6 @@ from rlpref.models.bundle import Models, in_chunks
 from rlpref.ops.baselines import leave_one_out, moving_mean
 from rlpref.ops.blocks import blocks, spread
 from rlpref.ops.masked import last_masked
-from rlpref.rollout.sampler import ends_with_eos
 from rlpref.types import Prompts, Rollouts
 
 
@@ -93,8 +91,7 @@ class Reinforce:
     def _greedy(self, models: Models, prompts: Prompts, round: Round) -> Tensor:
         """[B] for each answer the return of the greedy one to its prompt."""
         answers = sample_answers(models, prompts, 1, round, greedy=True).sequences
-        finished = ends_with_eos(answers, models.eos_token_id)
-        scores = after_eos_rule(score(models, answers, round), finished, self.eos_rule, self.eos_penalty)
+        _, _, scores = score_by_rule(models, answers, round, (self.eos_rule, self.eos_penalty))
         logps = in_chunks(lambda part: models.policy_logps(part)[0], answers, models.chunk)
         return whole_returns(scores, logps, models.ref_logps(answers), self.beta).repeat_interleave(self.k)
 

@@ -38,17 +38,8 @@ def collected(algorithm, models, data):
     return algorithm.collect(models, data, Round(0, [torch.Generator()], [Costs()]))
 
 
-@pytest.fixture
-def moved(task, testbed_models, testbed_data, random_policy):
-    """Models whose policy has left the reference, and data."""
-    models = testbed_models(task)
-    data = testbed_data(task, models)
-    models.policy.set_conditionals(random_policy(task, 1))
-    return models, data
-
-
-def test_single_answers_come_from_pairs_with_mismatched_ones(moved):
-    models, data = moved
+def test_single_answers_come_from_pairs_with_mismatched_ones(laboratory):
+    models, data = laboratory
     algorithm = offline("kto", beta=0.3, desirable_weight=2.0, undesirable_weight=0.5)
     answers = collected(algorithm, models, data)
     n = len(data.train)
@@ -64,8 +55,8 @@ def test_single_answers_come_from_pairs_with_mismatched_ones(moved):
     assert found.metrics["labels/desirable"].mean() == 0.5
 
 
-def test_lists_are_ranked_without_the_answers_that_are_not_there(moved, task):
-    models, _ = moved
+def test_lists_are_ranked_without_the_answers_that_are_not_there(laboratory, task):
+    models, _ = laboratory
     words = torch.tensor([[[1, 0], [2, 0], [0, 0]], [[2, 2], [1, 2], [1, 1]]]) + 0
     prompts = torch.full((2, 3, 1), task.tree.vocab)
     ids = torch.cat([prompts, words], 2)
@@ -90,8 +81,8 @@ def test_lists_are_ranked_without_the_answers_that_are_not_there(moved, task):
     assert found.metrics["rewards/rejected"].tolist() == pytest.approx([r[0].item(), r[3].item()], abs=1e-5)
 
 
-def test_tail_confidence_and_kl_are_those_of_the_tokens(moved):
-    models, data = moved
+def test_tail_confidence_and_kl_are_those_of_the_tokens(laboratory):
+    models, data = laboratory
     pairs = data.train
     shared = torch.minimum(pairs.chosen.lengths, pairs.rejected.lengths)
     decayed = offline("dpo", beta=0.3, modifiers={"ld_alpha": 0.25})
@@ -115,8 +106,8 @@ def test_tail_confidence_and_kl_are_those_of_the_tokens(moved):
     assert (again.rejected_kl > 0).all()
 
 
-def test_what_a_bound_held_back_is_logged(moved):
-    models, data = moved
+def test_what_a_bound_held_back_is_logged(laboratory):
+    models, data = laboratory
     data.train.chosen_score[::2] = data.train.rejected_score[::2]  # no better than the rejected answer
     algorithm = offline("odpo", beta=0.3)
     found = algorithm.loss(models, collected(algorithm, models, data))
@@ -125,8 +116,8 @@ def test_what_a_bound_held_back_is_logged(moved):
     assert "loss/clamped" not in plain.loss(models, collected(plain, models, data)).metrics
 
 
-def test_a_loss_without_a_reference_never_computes_one(moved, monkeypatch):
-    models, data = moved
+def test_a_loss_without_a_reference_never_computes_one(laboratory, monkeypatch):
+    models, data = laboratory
     monkeypatch.setattr(type(models), "ref_logps", lambda *_: pytest.fail("the reference was asked"))
     algorithm = offline("simpo")
     pairs = collected(algorithm, models, data)
@@ -138,8 +129,8 @@ def test_a_loss_without_a_reference_never_computes_one(moved, monkeypatch):
     ("column", "loss", "modifiers"),
     [("soft_label", "dpo", {"soft_labels": True}), ("soft_label", "sppo", None), ("chosen_score", "odpo", None)],
 )
-def test_a_column_that_the_data_lack_is_asked_for_by_name(moved, column, loss, modifiers):
-    models, data = moved
+def test_a_column_that_the_data_lack_is_asked_for_by_name(laboratory, column, loss, modifiers):
+    models, data = laboratory
     hyperparameters = {"labels": "soft"} if loss == "sppo" else {}
     algorithm = offline(loss, beta=0.3, modifiers=modifiers, **hyperparameters)
     lacking = replace(data, train=replace(data.train, **{column: None}))
@@ -147,8 +138,8 @@ def test_a_column_that_the_data_lack_is_asked_for_by_name(moved, column, loss, m
         collected(algorithm, models, lacking)
 
 
-def test_a_coupled_loss_refuses_weights_and_a_row_left_alone(moved):
-    models, data = moved
+def test_a_coupled_loss_refuses_weights_and_a_row_left_alone(laboratory):
+    models, data = laboratory
     weighted = replace(data, train=replace(data.train, weight=torch.ones(len(data.train))))
     with pytest.raises(ConfigError, match="'aot' takes its minibatch as a whole: the data may have no 'weight'"):
         collected(offline("aot", beta=0.3), models, weighted)
@@ -157,8 +148,8 @@ def test_a_coupled_loss_refuses_weights_and_a_row_left_alone(moved):
 
 
 @pytest.mark.parametrize("missing", ["chosen_score", "rejected_score"])
-def test_one_column_of_scores_alone_is_asked_for_by_name_or_not_needed(moved, missing):
-    models, data = moved
+def test_one_column_of_scores_alone_is_asked_for_by_name_or_not_needed(laboratory, missing):
+    models, data = laboratory
     lacking = replace(data, train=replace(data.train, **{missing: None}))
     for algorithm in (offline("rebel", beta=0.3), offline("dpo", beta=0.3, modifiers={"score_margin": 0.1})):
         with pytest.raises(ConfigError, match=f"reads '{missing}', which the data do not have"):
@@ -166,8 +157,8 @@ def test_one_column_of_scores_alone_is_asked_for_by_name_or_not_needed(moved, mi
     collected(offline("dpo", beta=0.3), models, lacking)
 
 
-def test_mismatched_answers_that_nobody_reads_cost_nothing(moved):
-    models, data = moved
+def test_mismatched_answers_that_nobody_reads_cost_nothing(laboratory):
+    models, data = laboratory
     kto, apo = (collected(offline(name, beta=0.3), models, data) for name in ("kto", "apo_zero_unpaired"))
     assert apo.mismatched is None
     assert token_counts(kto).sum() > token_counts(apo).sum() == token_counts(data.train).sum()
