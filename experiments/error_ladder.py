@@ -26,7 +26,8 @@ import yaml
 from rlpref import checkpoint
 from rlpref.binding import ConfigError, choose
 from rlpref.build import Parts, build
-from rlpref.check import check, trained_weights
+from rlpref.check import check
+from rlpref.check_rewards import trained_weights
 from rlpref.logging.folder import write_atomically
 from rlpref.losses.inputs import PairLogps
 from rlpref.losses.modifiers import make_modifiers, make_objective

@@ -10,12 +10,13 @@ from functools import partial
 from pathlib import Path
 
 import torch
-import yaml
 from torch import nn
 
 from rlpref import checkpoint
-from rlpref.binding import ConfigError, choose, hyperparameters
-from rlpref.check import GOLD, Checked, trained_weights
+from rlpref.binding import ConfigError, choose
+from rlpref.build_rewards import add_rewards, require_same_model
+from rlpref.check import Checked
+from rlpref.check_rewards import GOLD, trained_weights
 from rlpref.data.context import DataContext
 from rlpref.data.preferences import PreferenceData, make_data
 from rlpref.data.settings import source_settings
@@ -23,14 +24,11 @@ from rlpref.data.tokenise import encode_completion
 from rlpref.models.bundle import Models
 from rlpref.models.computing import Computing
 from rlpref.models.gguf import cache_dir
-from rlpref.models.heads import ScalarHead, critic_from, scalar_model
 from rlpref.models.lm import LoadedModel, wants_adapter
 from rlpref.models.reference import Reference, freeze
 from rlpref.models.reference_cache import ReferenceCache, what_decides
-from rlpref.rewards.learned import LearnedReward
 from rlpref.rollout.engine import EngineContext
 from rlpref.testbed.models import TESTBED_MODELS
-from rlpref.testbed.rewards import proxy_scorer
 from rlpref.testbed.task import Testbed, make_testbed
 
 
@@ -68,9 +66,7 @@ def build(config: dict, checked: Checked) -> Parts:
     )
     if checked.reference.cache and not task:
         _keep_log_probs(models, reference_hash, loaded.card, config["model"])
-    _add_scalar_models(config, checked, models)
-    if config["reward"]["kind"] == "proxy":
-        models.reward = proxy_scorer(task, **{key: config["reward"][key] for key in ("nu", "scale", "seed")})
+    add_rewards(config, checked, models, task)
     if checked.computing:
         _prepare(models, checked.computing)
     return Parts(models, preferences, task, loaded.card, reference_hash)
@@ -128,7 +124,7 @@ def _start(config: dict, checked: Checked, task: Testbed | None) -> Start:
     loaded = checked.model(task) if task else checked.model()
     policy = loaded.policy.to(_device(config["device"])).eval()
     if config["init"]:
-        _require_same_model(config, Path(config["init"]), "init", ("model", "testbed"))
+        require_same_model(config, Path(config["init"]), "init", ("model", "testbed"))
         checkpoint.load_weights(policy, trained_weights(config["init"], "policy"))
     if checked.computing:
         checked.computing.cast(policy)
@@ -188,44 +184,6 @@ def _make_data(config: dict, tokenizer, policy: nn.Module, task: Testbed | None,
         cache=cache_dir(),
     )
     return make_data(source_settings(data), context, data["source"], data.get("pairs_by"), data.get("pairs_margin"))
-
-
-def _add_scalar_models(config: dict, checked: Checked, models: Models) -> None:
-    """Reward model and critic where the run needs them; a critic starts as the learned reward if there is one."""
-    lora, trains = config["model"].get("lora"), checked.algorithm.trains
-    generator = torch.Generator().manual_seed(config["seed"])
-    models.reward = models.gold if config["reward"]["kind"] == "gold" else None
-    learned = None
-    if config["reward"]["kind"] == "learned":
-        learned = _load_reward_model(config, models, scalar_model(models.policy, lora, generator))
-        models.reward = LearnedReward(learned.requires_grad_(False), models.chunk)
-    if "reward_model" in trains:
-        models.reward_model = scalar_model(models.policy, lora, generator).to(models.device)
-    if "critic" in trains:
-        models.critic = critic_from(learned) if learned else scalar_model(models.policy, lora, generator)
-        if not learned:  # a random head would be noise many times the rewards: start from the value 0
-            torch.nn.init.zeros_(models.critic.head.weight)
-        models.critic.to(models.device)
-
-
-def _load_reward_model(config: dict, models: Models, empty: ScalarHead) -> ScalarHead:
-    path = Path(config["reward"]["path"])
-    _require_same_model(config, path, "reward.path", ("model", "testbed", "init"))
-    checkpoint.load_weights(empty, trained_weights(path, "reward_model"))
-    return empty.to(models.device)
-
-
-def _require_same_model(config: dict, run: Path, key: str, sections: tuple[str, ...]) -> None:
-    """Weights of another run fit where these sections are equal, up to how the model is trained and computed."""
-    free = ("lr", "threads", "chunk", "attn_implementation", *hyperparameters(Computing))
-    written = yaml.safe_load((run / "config.yaml").read_text())
-    for section in sections:
-        there, here = (
-            {k: v for k, v in c[section].items() if k not in free} if section == "model" else c[section]
-            for c in (written, config)
-        )
-        if there != here:
-            raise ConfigError(f"{key} '{run}' was trained with another '{section}': {there}; this run has {here}.")
 
 
 def _check_lengths(policy: nn.Module, data: dict) -> None:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
-from rlpref import checkpoint
 from rlpref.algorithms import Algorithm, make_algorithm
 from rlpref.algorithms.fit import check_form, check_minibatch, check_rule
 from rlpref.binding import ConfigError, bind, choose, did_you_mean, hyperparameters, refuse_unknown
+from rlpref.check_rewards import GOLD, check_reward, trained_weights
 from rlpref.data.pairing import data_form
 from rlpref.data.settings import check_data
 from rlpref.losses import LOSSES
@@ -20,12 +18,11 @@ from rlpref.models.gguf import smollm2_135m
 from rlpref.models.llama2c import stories260k
 from rlpref.models.lm import check_precision, hf, wants_adapter
 from rlpref.models.reference_rule import ReferenceRule, reference_rule
-from rlpref.rewards.gold import VaderScorer
 from rlpref.rollout.engine import ENGINES
 from rlpref.testbed.models import TESTBED_MODELS
 from rlpref.testbed.rewards import cost_family, reward_family
-from rlpref.testbed.task import TestbedScorer, make_testbed
-from rlpref.trainer import TrainingSettings
+from rlpref.testbed.task import make_testbed
+from rlpref.training import TrainingSettings
 from rlpref.update import OptimizerSettings
 
 LANGUAGE_MODELS = {"hf": hf, "smollm2_135m": smollm2_135m, "stories260k": stories260k}
@@ -38,11 +35,6 @@ SECTIONS = (
 POSITIVE = {"rounds", "epochs", "batch_size", "prompts_per_round", "k", "times", "prompts", "pairs"}
 POSITIVE |= {"micro_batch_size", "micro_batch_tokens", "chunk", "log_every", "checkpoint_every", "max_steps"}
 POSITIVE |= {"rows", "concurrency"}
-GOLD = {
-    "testbed": lambda task, tokenizer: TestbedScorer(task),
-    "vader": lambda task, tokenizer: VaderScorer(tokenizer),
-    "None": lambda task, tokenizer: None,
-}
 
 
 @dataclass
@@ -94,7 +86,7 @@ def check(config: dict, overridden: tuple[str, ...] = ()) -> Checked:
     check_minibatch(made, training.micro_batch_size, training.micro_batch_tokens)
     _check_fit(kind, config["data"])
     _check_testbed(config)
-    _check_reward(config, made)
+    check_reward(config, made)
     _check_budget(config["budget"])
     engine = _check_rollout(config["rollout"], kind, *who)
     evaluation = dict(bind(_evaluation, config["evaluation"], "evaluation").keywords)
@@ -237,36 +229,6 @@ def _betas(algorithm: dict) -> dict[str, float]:
     return {key: value for key, value in found.items() if value is not None}
 
 
-def _no_settings(): ...
-
-
-def _learned(path: str): ...
-
-
-def _proxy(nu: float, scale: float, seed: int): ...
-
-
-REWARDS = {"gold": _no_settings, "none": _no_settings, "learned": _learned, "proxy": _proxy}
-
-
-def _check_reward(config: dict, algorithm: Algorithm) -> None:
-    reward, gold = config["reward"], config["data"]["gold"]
-    settings = {key: value for key, value in reward.items() if key != "kind"}
-    bind(choose(REWARDS, reward["kind"], "reward.kind"), settings, f"reward '{reward['kind']}'")
-    if algorithm.needs_reward and (reward["kind"] == "none" or (reward["kind"] == "gold" and gold is None)):
-        raise ConfigError(
-            f"algorithm '{config['algorithm']['name']}' scores answers, but there is no reward: data source "
-            f"'{config['data']['source']}' has no gold scorer. Set reward=learned reward.path=<run of reward_model>."
-        )
-    if reward["kind"] == "learned":
-        trained_weights(reward["path"], "reward_model")
-    if reward["kind"] == "proxy":
-        if config["model"]["kind"] not in TESTBED_MODELS:
-            raise ConfigError("reward 'proxy' is made from the testbed's gold reward: it needs model=tabular or tiny.")
-        if not reward["nu"] > 0:
-            raise ConfigError(f"reward.nu must be above 0, not {reward['nu']}.")
-
-
 def _check_reference(config: dict, algorithm: Algorithm) -> ReferenceRule:
     """The rule of the reference, where the algorithm and the model can follow it."""
     rule, settings, model = reference_rule(**config["reference"]), config["algorithm"], config["model"]
@@ -277,12 +239,3 @@ def _check_reference(config: dict, algorithm: Algorithm) -> ReferenceRule:
             "set model.lora.r on a language model, or reference=initial."
         )
     return rule
-
-
-def trained_weights(run_folder: str | os.PathLike, name: str) -> Path:
-    """The weights of that name in a run folder's last checkpoint; ConfigError where there are none."""
-    path, _ = checkpoint.latest(Path(run_folder) / "checkpoints")
-    if path is None or not (path / f"{name}.safetensors").exists():
-        key = "init" if name == "policy" else "reward.path"
-        raise ConfigError(f"{key}: '{run_folder}' is no run folder with a trained {name}.")
-    return path / f"{name}.safetensors"

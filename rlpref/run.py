@@ -29,7 +29,8 @@ from rlpref.logging.mirror import NoMirror, make_mirror
 from rlpref.models.bundle import Models
 from rlpref.process import prepare_process
 from rlpref.testbed.own import own_regret
-from rlpref.trainer import Run, Trainer
+from rlpref.trainer import Trainer
+from rlpref.training import Run
 
 REPLICATED = ("tabular",)  # kinds of model that can be stacked
 MOST = 64  # runs in one stack: beyond it a step takes longer in proportion

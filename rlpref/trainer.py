@@ -4,26 +4,21 @@ algorithm it runs, and trains one run or several side by side: the replica axis.
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import asdict, replace
 
 import torch
 from torch import Tensor, nn
 
 from rlpref import checkpoint
-from rlpref.algorithms.algorithm import Algorithm, Costs, Round, StartError, charge_tokens
+from rlpref.algorithms.algorithm import Costs, Round, StartError, charge_tokens
 from rlpref.algorithms.stacked import stack_algorithms
-from rlpref.data.preferences import PreferenceData
 from rlpref.data.stacked import own_rows, stack_data, stack_rows
-from rlpref.evaluation.evaluator import Evaluator, evaluate
-from rlpref.logging.folder import RunFolder
-from rlpref.logging.mirror import Mirror
-from rlpref.models.bundle import Models
+from rlpref.evaluation.evaluator import evaluate
 from rlpref.models.stacked import member, stack_models, tree_of
 from rlpref.ops.blocks import Unstackable, chosen_rows
 from rlpref.progress import progress
+from rlpref.training import Progress, Run, TrainingSettings
 from rlpref.types import TensorBatch, from_nested, to_nested, token_counts
 from rlpref.update import (
     OptimizerSettings,
@@ -37,59 +32,6 @@ from rlpref.update import (
     restore_share,
     share_of,
 )
-
-
-@dataclass
-class TrainingSettings:
-    """How to run the loop, whatever the algorithm."""
-
-    micro_batch_size: int  # rows of each run in one pass with gradient
-    micro_batch_tokens: int | None  # tokens of all runs in one pass with gradient; None: rows alone decide
-    chunk: int  # rows of each run in one pass without
-    log_every: int
-    checkpoint_every: int | None  # steps; None: no checkpoint but the final one
-    max_steps: int | None
-
-
-@dataclass
-class Run:
-    """What a run has for itself, beside others or alone."""
-
-    algorithm: Algorithm
-    models: Models
-    data: PreferenceData
-    evaluator: Evaluator
-    folder: RunFolder
-    mirror: Mirror
-    optimizer: OptimizerSettings
-    seed: int
-
-    @property
-    def modules(self) -> dict[str, nn.Module]:
-        """What the run trains."""
-        return {name: getattr(self.models, name) for name in self.algorithm.trains}
-
-    def log(self, row: dict) -> None:
-        self.folder.log(row)
-        self.mirror.log(row)
-
-    def newest_checkpoint(self) -> Path | None:
-        path, complaints = checkpoint.latest(self.folder.checkpoints)
-        for complaint in complaints:
-            warnings.warn(f"checkpoint {complaint}; an older one is used", stacklevel=2)
-        return path
-
-
-@dataclass
-class Progress:
-    """Where the runs are; with weights, optimizer, costs and random generators all that resuming needs."""
-
-    step: int = 0
-    round: int = 0
-    epoch: int = 0
-    batch: int = 0  # minibatches done in this epoch
-    seconds: float = 0.0
-    evaluating: float = 0.0  # seconds of these that the evaluator took
 
 
 class Trainer:
@@ -110,6 +52,7 @@ class Trainer:
         self.costs = [Costs() for _ in runs]
         self.at = Progress()
         self.metrics: dict[str, Tensor] = {}  # of the round, not logged yet
+        self.carried: dict[str, Tensor] = {}  # what the algorithm carries from round to round
         self.experience: TensorBatch | None = None
         self.evaluated: list[dict] = [{} for _ in runs]
         self.total = self._count_steps()
@@ -181,7 +124,7 @@ class Trainer:
     def _collect(self) -> None:
         self._moved(self.models.rule.before_round(self.at.round, self.models.policy, self.models.ref))
         self.show("collecting")
-        round = Round(self.at.round, self.generators, self.costs, self.experience)
+        round = Round(self.at.round, self.generators, self.costs, self.experience, self.carried)
         self.experience = self.algorithm.collect(self.models, self.data, round)
         self.metrics = round.metrics
 
@@ -267,6 +210,7 @@ class Trainer:
                 "progress": asdict(self.at),
                 "costs": asdict(self.costs[i]),
                 "metrics": {name: float(values[i]) for name, values in self.metrics.items()},
+                "carried": {name: float(values[i]) for name, values in self.carried.items()},
                 "optimizer": share_of(self.optimizer, self.trained[i]),
                 "generator": self.generators[i].get_state(),
                 "experience": to_nested(kept and own_rows(kept, i, len(self.runs), tree_of(self.models.policy))),
@@ -288,6 +232,8 @@ class Trainer:
         self.at = Progress(**states[0]["progress"])
         self.scheduler.last_epoch = self.at.step
         self.metrics = {name: torch.tensor([s["metrics"][name] for s in states]) for name in states[0]["metrics"]}
+        for name in states[0]["carried"]:
+            self.carried[name] = torch.tensor([s["carried"][name] for s in states], dtype=torch.float64)
         for i, (run, state) in enumerate(zip(self.runs, states)):
             self.costs[i] = Costs(**state["costs"])
             restore_share(self.optimizer, self.trained[i], state["optimizer"])

@@ -46,6 +46,7 @@ class Round:
     generators: list[torch.Generator]  # the runs' only source of randomness, on the models' device
     costs: list[Costs]
     previous: TensorBatch | None = None  # what the round before collected
+    carried: dict[str, Tensor] = field(default_factory=dict)  # [runs] numbers kept from round to round, and on resume
     metrics: dict[str, Tensor] = field(default_factory=dict)  # [runs] of the collected batch as a whole
 
     @property

@@ -1,0 +1,71 @@
+"""What runs bring to the loop: how it is to go, what each has for itself, and where they stand."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from rlpref import checkpoint
+from rlpref.algorithms.algorithm import Algorithm
+from rlpref.data.preferences import PreferenceData
+from rlpref.evaluation.evaluator import Evaluator
+from rlpref.logging.folder import RunFolder
+from rlpref.logging.mirror import Mirror
+from rlpref.models.bundle import Models
+from rlpref.update import OptimizerSettings
+
+
+@dataclass
+class TrainingSettings:
+    """How to run the loop, whatever the algorithm."""
+
+    micro_batch_size: int  # rows of each run in one pass with gradient
+    micro_batch_tokens: int | None  # tokens of all runs in one pass with gradient; None: rows alone decide
+    chunk: int  # rows of each run in one pass without
+    log_every: int
+    checkpoint_every: int | None  # steps; None: no checkpoint but the final one
+    max_steps: int | None
+
+
+@dataclass
+class Run:
+    """What a run has for itself, beside others or alone."""
+
+    algorithm: Algorithm
+    models: Models
+    data: PreferenceData
+    evaluator: Evaluator
+    folder: RunFolder
+    mirror: Mirror
+    optimizer: OptimizerSettings
+    seed: int
+
+    @property
+    def modules(self) -> dict[str, nn.Module]:
+        """What the run trains."""
+        return {name: getattr(self.models, name) for name in self.algorithm.trains}
+
+    def log(self, row: dict) -> None:
+        self.folder.log(row)
+        self.mirror.log(row)
+
+    def newest_checkpoint(self) -> Path | None:
+        path, complaints = checkpoint.latest(self.folder.checkpoints)
+        for complaint in complaints:
+            warnings.warn(f"checkpoint {complaint}; an older one is used", stacklevel=2)
+        return path
+
+
+@dataclass
+class Progress:
+    """Where the runs are; with weights, optimizer, costs and random generators all that resuming needs."""
+
+    step: int = 0
+    round: int = 0
+    epoch: int = 0
+    batch: int = 0  # minibatches done in this epoch
+    seconds: float = 0.0
+    evaluating: float = 0.0  # seconds of these that the evaluator took
