@@ -30,17 +30,26 @@ RC = {
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#882255", "#999933", "#332288", "#777777")
 LINES = ("-", "--", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "h")
-FIRST = ("dpo", "ipo", "iterative_dpo", "ppo", "sft", "reward_model", "reinforce", "grpo", "rejection")
+# Ten colours and ten markers: the first ten looks share neither, a hundred share no pair of them.
+LOOKS = tuple((PALETTE[i % 10], MARKERS[(i + 3 * (i // 10)) % 10]) for i in range(100))
+FIRST = (
+    *("dpo", "ipo", "iterative_dpo", "ppo", "sft", "reward_model", "reinforce", "grpo", "rejection", "kto"),
+    *("online_dpo", "dr_grpo", "remax", "nash_md", "xpo", "dapo", "gspo", "reinforce_pp", "a2c", "trpo"),
+    *("online_ipo", "sppo"),
+)
 
 
 def method_styles(methods: Sequence[str]) -> dict[str, tuple[str, str]]:
-    """method -> (colour, marker). The methods of FIRST look alike in every report; others take what these leave."""
-    known = [method for method in FIRST if method in methods]
-    looks = list(zip(PALETTE, MARKERS))
-    styles = {method: looks[FIRST.index(method)] for method in known}
-    left = [look for look in looks if look not in styles.values()] or looks
-    others = sorted(method for method in methods if method not in FIRST)
-    return styles | {method: left[index % len(left)] for index, method in enumerate(others)}
+    """method -> (colour, marker). The methods of FIRST look alike in every report; others take what these leave, the
+    looks that share no colour and no marker with another method of the figure before those that do."""
+    styles = {method: LOOKS[FIRST.index(method)] for method in FIRST if method in methods}
+    left = [look for look in LOOKS if look not in styles.values()]
+    for method in sorted(method for method in methods if method not in FIRST):
+        taken = {part for look in styles.values() for part in look}
+        fresh = [look for look in left if not taken & set(look)]
+        styles[method] = (fresh or left or LOOKS)[0]
+        left = [look for look in left if look != styles[method]]
+    return styles
 
 
 def shade(colour: str, index: int, count: int) -> tuple[float, float, float]:

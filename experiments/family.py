@@ -1,0 +1,114 @@
+"""Every kind of method on one real model: equal labels, equal tuning, one figure.
+
+    python experiments/family.py model.path=<stories260K.bin> model.tokenizer_path=<tok512.bin>
+    python experiments/family.py model=smollm2_135m --out runs/family_smollm2
+
+Any further `key=value` goes to every run. Each method tries the learning rates of GRID on a seed and a split of the
+data of their own; the one with the largest reward - beta KL on held-out prompts there trains with seeds 0, 1, 2. What
+is done is not done again: the same command goes on. Writes family.csv, family.md, tuning.csv and family.png into
+<out>/report.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+
+from rlpref.logging.folder import write_atomically
+from rlpref.report import load
+from rlpref.report.family import family_figure
+from rlpref.report.figures import save
+from rlpref.report.frames import Sweep
+from rlpref.report.statistics import mean_interval
+from rlpref.report.tables import interval_text, markdown, text
+
+GRID = (1e-4, 3e-4, 1e-3)
+TUNING = ("seed=100", "data.seed=100")
+MEASURES = {"reward": "eval/reward", "KL (nats)": "eval/kl", "win rate": "eval/win_rate"}
+SPENT = {
+    "samples": "cost/samples",
+    "labels": "cost/labels",
+    "updates": "cost/steps",
+    "seconds": "time/training_seconds",
+}
+
+
+def objective(runs: pd.DataFrame) -> pd.Series:
+    """reward - beta KL of each run at its end."""
+    return runs["eval/reward"] - runs["beta"] * runs["eval/kl"]
+
+
+def chosen(tuning: Sweep) -> pd.DataFrame:
+    """One row per method: the learning rate with the largest objective, and whether it is an end of the grid.
+
+    A method of which no run ended has no row."""
+    runs = tuning.done.assign(objective=objective(tuning.done))
+    best = runs.loc[runs.groupby("method", sort=False)["objective"].idxmax()]
+    at_end = best["optimizer.lr"].isin((min(GRID), max(GRID)))
+    return best.assign(at_end=at_end)[["method", "optimizer.lr", "objective", "at_end"]]
+
+
+def family(sweep: Sweep, rates: pd.DataFrame) -> pd.DataFrame:
+    """One row per method, best objective first: its mean over seeds with 95% intervals, and what was spent."""
+    rows = []
+    for method, runs in sweep.done.assign(objective=objective(sweep.done)).groupby("method", sort=False):
+        rate = float(rates.loc[rates["method"] == method, "optimizer.lr"].iloc[0])
+        row = {"method": method, "lr": rate, "seeds": len(runs)}
+        for name, key in {"reward - beta KL": "objective", **MEASURES}.items():
+            found = mean_interval(runs[key])
+            row |= {name: found.mean, f"{name}_low": found.low, f"{name}_high": found.high}
+        rows.append(row | {name: float(runs[key].mean()) for name, key in SPENT.items()})
+    return pd.DataFrame(rows).sort_values("reward - beta KL", ascending=False, ignore_index=True)
+
+
+def readable(table: pd.DataFrame) -> pd.DataFrame:
+    """The table as text: 'mean [low, high]'."""
+    columns = {}
+    for name in table.columns:
+        if f"{name}_low" in table:
+            ends = zip(table[name], table[f"{name}_low"], table[f"{name}_high"])
+            columns[name] = [interval_text(*row, places=3) for row in ends]
+        elif not name.endswith(("_low", "_high")):
+            columns[name] = [text(value) for value in table[name]]
+    return pd.DataFrame(columns)
+
+
+def train(folder: Path, *overrides: str) -> None:
+    """One sweep in a process of its own; failed runs stand in its report and do not end the study."""
+    command = [sys.executable, "-m", "rlpref.train", "experiment=family", f"hydra.sweep.dir={folder}", *overrides]
+    subprocess.run(command, check=False)
+
+
+def write(out: Path, sweep: Sweep, rates: pd.DataFrame) -> pd.DataFrame:
+    """Writes <out>/report; returns the table."""
+    table, folder = family(sweep, rates), out / "report"
+    write_atomically(folder / "tuning.csv", rates.to_csv(index=False))
+    write_atomically(folder / "family.csv", table.to_csv(index=False))
+    write_atomically(folder / "family.md", markdown(readable(table)))
+    save(family_figure(sweep, f"{len(table)} methods, as many labels each"), folder, "family")
+    return table
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("overrides", nargs="*", help="key=value for every run")
+    parser.add_argument("--out", type=Path, default=Path("runs/family"))
+    parser.add_argument("--methods", help="comma-separated, instead of those of conf/experiment/family.yaml")
+    arguments = parser.parse_intermixed_args()
+    out, overrides = arguments.out, arguments.overrides
+    methods = [f"algorithm={arguments.methods}"] if arguments.methods else []
+    train(out / "tuning", f"optimizer.lr={','.join(map(str, GRID))}", *TUNING, *methods, *overrides)
+    rates = chosen(load(out / "tuning"))
+    finals = []
+    for rate, methods in rates.groupby("optimizer.lr"):
+        finals.append(out / f"lr-{rate:g}")
+        train(finals[-1], f"algorithm={','.join(methods['method'])}", f"optimizer.lr={rate}", *overrides)
+    print(markdown(readable(write(out, load(*finals), rates))), end="")
+
+
+if __name__ == "__main__":
+    main()
