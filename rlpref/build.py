@@ -24,7 +24,7 @@ from rlpref.data.tokenise import encode_completion
 from rlpref.models.bundle import Models
 from rlpref.models.computing import Computing
 from rlpref.models.gguf import cache_dir
-from rlpref.models.lm import LoadedModel, wants_adapter
+from rlpref.models.lm import LoadedModel, adapts
 from rlpref.models.reference import Reference, freeze
 from rlpref.models.reference_cache import ReferenceCache, what_decides
 from rlpref.rollout.engine import EngineContext
@@ -48,7 +48,7 @@ def build(config: dict, checked: Checked) -> Parts:
     start = _shared_start(config, checked, task)
     loaded, initial, reference_hash = start.loaded, start.initial, start.hash
     policy = loaded.policy
-    _check_lengths(policy, data)
+    _check_lengths(policy, data, config["model"].get("prompt_tokens") or 0)
     gold = choose(GOLD, str(data["gold"]), "data.gold")(task, loaded.tokenizer)
     preferences = _shared_data(config, reference_hash, lambda: _make_data(config, loaded.tokenizer, policy, task, gold))
     models = Models(
@@ -106,7 +106,7 @@ def _shared_start(config: dict, checked: Checked, task: Testbed | None) -> Start
     recomputed would be so twice: these are always built."""
     model = {key: value for key, value in config["model"].items() if key not in ("lr", "threads", "chunk")}
     rebuilt = any(model.get(key) for key in ("compute_dtype", "compile", "checkpoint_layers"))
-    if rebuilt or config["init"] or wants_adapter(model.get("lora")) or model["kind"] == "tabular":
+    if rebuilt or config["init"] or adapts(model) or model["kind"] == "tabular":
         LAST_START.clear()
         return _start(config, checked, task)
     decides = [model, task and config["testbed"], config["device"], config["threads"], _files(model)]
@@ -186,13 +186,15 @@ def _make_data(config: dict, tokenizer, policy: nn.Module, task: Testbed | None,
     return make_data(source_settings(data), context, data["source"], data.get("pairs_by"), data.get("pairs_margin"))
 
 
-def _check_lengths(policy: nn.Module, data: dict) -> None:
-    """ConfigError where prompt and answer together would leave the positions that the model knows."""
+def _check_lengths(policy: nn.Module, data: dict, before: int) -> None:
+    """ConfigError where prompt and answer, and so many tokens before them, would leave the positions that the model
+    knows."""
     known = getattr(policy.config, "max_position_embeddings", None)
-    asked = data["max_prompt_length"] + data["max_completion_length"]
+    asked = data["max_prompt_length"] + data["max_completion_length"] + before
     if known is not None and asked > known:
         raise ConfigError(
-            f"data.max_prompt_length + data.max_completion_length is {asked}, but the model knows {known} positions."
+            "data.max_prompt_length + data.max_completion_length"
+            f"{' + model.prompt_tokens' if before else ''} is {asked}, but the model knows {known} positions."
         )
 
 

@@ -16,7 +16,7 @@ from rlpref.losses import LOSSES
 from rlpref.models.computing import Computing
 from rlpref.models.gguf import smollm2_135m
 from rlpref.models.llama2c import stories260k
-from rlpref.models.lm import check_precision, hf, wants_adapter
+from rlpref.models.lm import adapts, check_precision, hf
 from rlpref.models.reference_rule import ReferenceRule, reference_rule
 from rlpref.rollout.engine import ENGINES
 from rlpref.testbed.models import TESTBED_MODELS
@@ -67,17 +67,8 @@ def check(config: dict, overridden: tuple[str, ...] = ()) -> Checked:
     who = algorithm.pop("kind"), algorithm.pop("name")
     made = make_algorithm(who[0], algorithm, who[1])
     _refuse_second_beta(config)
-    kind, model = config["model"]["kind"], dict(config["model"])
-    _taken(model, ("kind", "lr", "threads", "chunk"))
-    makes, given_by_code = choose(MODELS, kind, "model.kind"), int(kind in TESTBED_MODELS)
-    computing = None
-    if kind in LANGUAGE_MODELS:
-        refuse_unknown(model, f"model '{kind}'", [*hyperparameters(makes), *hyperparameters(Computing)])
-        computing = bind(Computing, _taken(model, hyperparameters(Computing)), f"model '{kind}'")()
-    builder = bind(makes, model, f"model '{kind}'", given_by_code)
-    if kind in LANGUAGE_MODELS:
-        check_precision(model["dtype"], model["attn_implementation"], model["lora"])
-        computing.check(wants_adapter(model["lora"]))
+    kind = config["model"]["kind"]
+    builder, computing = check_model(config["model"])
     _check_values(config)
     check_data(config["data"])
     choose(GOLD, str(config["data"]["gold"]), "data.gold")
@@ -88,7 +79,7 @@ def check(config: dict, overridden: tuple[str, ...] = ()) -> Checked:
     _check_testbed(config)
     check_reward(config, made)
     _check_budget(config["budget"])
-    engine = _check_rollout(config["rollout"], kind, *who)
+    engine = _check_rollout(config["rollout"], config["model"], *who)
     evaluation = dict(bind(_evaluation, config["evaluation"], "evaluation").keywords)
     return Checked(
         made,
@@ -101,6 +92,22 @@ def check(config: dict, overridden: tuple[str, ...] = ()) -> Checked:
         bind(OptimizerSettings, config["optimizer"], "optimizer")(),
         dict(bind(_logger, config["logger"], "logger").keywords),
     )
+
+
+def check_model(settings: dict) -> tuple[Any, Computing | None]:
+    """What builds the model of the section `model`, settings bound, and how a language model is computed.
+    Raises ConfigError."""
+    kind, model = settings["kind"], dict(settings)
+    _taken(model, ("kind", "lr", "threads", "chunk"))
+    makes = choose(MODELS, kind, "model.kind")
+    if kind in TESTBED_MODELS:
+        return bind(makes, model, f"model '{kind}'", 1), None
+    refuse_unknown(model, f"model '{kind}'", [*hyperparameters(makes), *hyperparameters(Computing)])
+    computing = bind(Computing, _taken(model, hyperparameters(Computing)), f"model '{kind}'")()
+    builder = bind(makes, model, f"model '{kind}'")
+    check_precision(model["dtype"], model["attn_implementation"], model["lora"], model.get("prompt_tokens"))
+    computing.check(adapts(model))
+    return builder, computing
 
 
 def _taken(settings: dict, keys: Iterable[str]) -> dict:
@@ -141,7 +148,7 @@ def _check_values(config: dict) -> None:
         trained_weights(config["init"], "policy")
 
 
-def _check_rollout(rollout: dict, model: str, algorithm: str, name: str) -> Any:
+def _check_rollout(rollout: dict, model: dict, algorithm: str, name: str) -> Any:
     """The engine's settings, bound; a server answers only where its answers can be learned from."""
     settings = {key: value for key, value in rollout.items() if key != "kind"}
     bound = bind(choose(ENGINES, rollout["kind"], "rollout.kind"), settings, f"rollout '{rollout['kind']}'", 1)
@@ -155,8 +162,10 @@ def _check_rollout(rollout: dict, model: str, algorithm: str, name: str) -> Any:
             else "it samples nothing while it trains"
         )
         raise ConfigError(f"algorithm '{name}' cannot use rollout '{rollout['kind']}': {reason}. Set rollout=local.")
-    if model not in LANGUAGE_MODELS:
-        raise ConfigError(f"no server can load model '{model}': set rollout=local.")
+    if model["kind"] not in LANGUAGE_MODELS:
+        raise ConfigError(f"no server can load model '{model['kind']}': set rollout=local.")
+    if model.get("prompt_tokens"):
+        raise ConfigError("no server puts model.prompt_tokens before its prompts: set rollout=local.")
     return bound
 
 
@@ -233,9 +242,9 @@ def _check_reference(config: dict, algorithm: Algorithm) -> ReferenceRule:
     """The rule of the reference, where the algorithm and the model can follow it."""
     rule, settings, model = reference_rule(**config["reference"]), config["algorithm"], config["model"]
     check_rule(rule, algorithm, settings["kind"], settings["name"])
-    if rule.kind == "adapter_off" and not wants_adapter(model.get("lora")):
+    if rule.kind == "adapter_off" and not adapts(model):
         raise ConfigError(
             f"model '{model['kind']}' has no adapter to switch off for reference 'adapter_off': "
-            "set model.lora.r on a language model, or reference=initial."
+            "set model.lora.r or model.prompt_tokens on a language model, or reference=initial."
         )
     return rule

@@ -22,7 +22,7 @@ LAYERS = [
     {"training"},
     {"trainer", "check_rewards"},
     {"check"},
-    {"build_rewards"},
+    {"build_rewards", "export"},
     {"build"},
     {"run"},
     {"train", "verify"},

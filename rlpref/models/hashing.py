@@ -9,6 +9,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from rlpref.models.adapters import is_adapter_weight
+
 
 def weights_hash(model: nn.Module) -> str:
     """First 16 hex digits of the sha256 of every entry of the state dict: names, dtypes, shapes and bytes."""
@@ -20,7 +22,7 @@ def base_hash(model: nn.Module) -> str:
     random start must not make two equal references look different); of others, its `weights_hash`."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     state = base.state_dict()
-    return state_hash({k.replace(".base_layer.", "."): v for k, v in state.items() if ".lora_" not in k})
+    return state_hash({k.replace(".base_layer.", "."): v for k, v in state.items() if not is_adapter_weight(k)})
 
 
 def state_hash(state: Mapping[str, Tensor]) -> str:

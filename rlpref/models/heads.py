@@ -11,10 +11,12 @@ import transformers
 from torch import Tensor, nn
 
 from rlpref.binding import ConfigError
-from rlpref.models.lm import has_adapter, lora_config, refuse_trained_bfloat16, wants_adapter
+from rlpref.models.adapters import has_adapter, is_adapter_weight, merged
+from rlpref.models.lm import lora_config, refuse_trained_bfloat16, wants_adapter
 from rlpref.ops.masked import last_masked
 from rlpref.ops.packing import decode, is_packed, pack, scattered
 from rlpref.ops.twin import running
+from rlpref.ops.virtual import ahead, virtual_ids
 from rlpref.types import Sequences
 
 
@@ -62,14 +64,16 @@ def backbone_of(model: nn.Module) -> nn.Module:
 def scalar_model(policy: nn.Module, lora: Mapping[str, Any] | None, generator: torch.Generator) -> ScalarHead:
     """A scalar head on a copy of the policy's decoder, which computes what the policy's decoder computes now.
 
-    A policy's adapter is merged into the copy (rounded to the base's dtype). With `lora`, only a new adapter
-    and the head train; without, everything does. Every random draw comes from `generator`, none from torch's
-    global one. Raises ConfigError for settings of `lora` that cannot work.
+    A policy's adapter is merged into the copy (rounded to the base's dtype). With `lora`, only a new adapter and the
+    head train, and of a policy with virtual tokens a copy of these and the head; else everything does. Every random
+    draw comes from `generator`, none from torch's global one. Raises ConfigError for settings of `lora` that cannot
+    work.
     """
     dtype = next(backbone_of(policy).parameters()).dtype
-    refuse_trained_bfloat16(dtype, wants_adapter(lora))
-    if has_adapter(policy):
-        backbone = backbone_of(copy.deepcopy(policy).merge_and_unload())
+    virtual = virtual_ids(backbone_of(policy)) is not None
+    refuse_trained_bfloat16(dtype, wants_adapter(lora) or virtual)
+    if has_adapter(policy) and not virtual:
+        backbone = backbone_of(merged(policy))
     else:
         backbone = copy.deepcopy(backbone_of(policy))
     if wants_adapter(lora):
@@ -79,18 +83,19 @@ def scalar_model(policy: nn.Module, lora: Mapping[str, Any] | None, generator: t
 
 def state_values(model: ScalarHead, sequences: Sequences) -> Tensor:
     """[B, T] the number before each completion token, 0 elsewhere: what the head says one token earlier."""
-    backbone = running(model.backbone)
+    backbone, sequences, virtual = ahead(running(model.backbone), sequences)
     if is_packed(backbone):
         packed = pack(sequences)
-        return scattered(packed, model.numbers(decode(backbone, packed)[packed.read]), sequences.ids.shape)
+        values = model.numbers(decode(backbone, packed)[packed.read])
+        return scattered(packed, values, sequences.ids.shape)[:, virtual:]
     values = model(sequences.ids, sequences.attention_mask.long(), sequences.position_ids)
     before = torch.nn.functional.pad(values[:, :-1], (1, 0))
-    return torch.where(sequences.mask, before, torch.zeros_like(before))
+    return torch.where(sequences.mask, before, torch.zeros_like(before))[:, virtual:]
 
 
 def answer_scores(model: ScalarHead, sequences: Sequences) -> Tensor:
     """[B] the number at the last real token of each row, with gradient."""
-    backbone = running(model.backbone)
+    backbone, sequences, _ = ahead(running(model.backbone), sequences)
     if is_packed(backbone):
         packed = pack(sequences, last=True)
         return model.numbers(decode(backbone, packed)[packed.last])
@@ -121,14 +126,14 @@ def _with_adapter(backbone: nn.Module, lora: Mapping[str, Any], generator: torch
         except ValueError as error:
             raise ConfigError(f"model.lora does not fit {type(backbone).__name__}: {error}") from error
     for name, parameter in adapted.named_parameters():
-        if ".lora_" in name and parameter.dtype == torch.bfloat16:
+        if is_adapter_weight(name) and parameter.dtype == torch.bfloat16:
             parameter.data = parameter.data.float()
     return adapted
 
 
 def _trainable(model: ScalarHead) -> ScalarHead:
     """Gradients for the adapter and the head where there is an adapter, else for everything."""
-    adapter = any(".lora_" in name for name, _ in model.named_parameters())
+    adapter = any(is_adapter_weight(name) for name, _ in model.named_parameters())
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(not adapter or ".lora_" in name or name.startswith("head."))
+        parameter.requires_grad_(not adapter or is_adapter_weight(name) or name.startswith("head."))
     return model

@@ -23,17 +23,22 @@ SPACE = "▁"
 
 
 def stories260k(
-    path: str, tokenizer_path: str, dtype: str, attn_implementation: str, lora: Mapping[str, Any] | None
+    path: str,
+    tokenizer_path: str,
+    dtype: str,
+    attn_implementation: str,
+    lora: Mapping[str, Any] | None,
+    prompt_tokens: int | None = None,
 ) -> LoadedModel:
     """The run.c checkpoint at `path` with the run.c tokenizer at `tokenizer_path`, converted in memory.
 
     Raises ConfigError for a file that is missing or does not have the format to the last byte.
     """
-    check_precision(dtype, attn_implementation, lora)
+    check_precision(dtype, attn_implementation, lora, prompt_tokens)
     register()
     model = read_model(Path(path), attn_implementation).to(DTYPES[dtype])
     tokenizer = read_tokenizer(Path(tokenizer_path), model.config.max_position_embeddings)
-    return finish(model, tokenizer, "stories260k", lora)
+    return finish(model, tokenizer, "stories260k", lora, prompt_tokens)
 
 
 def read_model(path: Path, attn_implementation: str) -> transformers.LlamaForCausalLM:

@@ -1,4 +1,4 @@
-"""Real language models: any HF causal LM by hub name or folder, with or without a LoRA adapter."""
+"""Real language models: any HF causal LM by hub name or folder, with or without an adapter."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from torch import nn
 from transformers.utils import logging as transformers_logging
 
 from rlpref.binding import ConfigError, choose, refuse_unknown
+from rlpref.models.adapters import add_virtual_tokens
 from rlpref.models.attention import PACKED, check_packed, register
 from rlpref.models.hashing import tokenizer_hash
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 ATTENTION = ("sdpa", "eager", PACKED)
-LORA_KEYS = ("r", "alpha", "dropout", "target_modules")
+LORA_KEYS = ("r", "alpha", "dropout", "target_modules", "dora", "rslora")
 
 
 @dataclass
@@ -32,12 +33,19 @@ class LoadedModel:
     card: dict
 
 
-def hf(name: str, dtype: str, attn_implementation: str, lora: Mapping[str, Any] | None) -> LoadedModel:
-    """The causal LM `name` (a folder or a hub name), weights from safetensors only, no remote code.
+def hf(
+    name: str,
+    dtype: str,
+    attn_implementation: str,
+    lora: Mapping[str, Any] | None,
+    prompt_tokens: int | None = None,
+) -> LoadedModel:
+    """The causal LM `name` (a folder or a hub name), weights from safetensors only, no remote code; `lora` and
+    `prompt_tokens` as in `finish`.
 
     Raises ConfigError when there is no such model, or for settings that cannot work.
     """
-    check_precision(dtype, attn_implementation, lora)
+    check_precision(dtype, attn_implementation, lora, prompt_tokens)
     register()
     source, hub_error = _source(name)
     transformers_logging.disable_progress_bar()
@@ -53,15 +61,23 @@ def hf(name: str, dtype: str, attn_implementation: str, lora: Mapping[str, Any] 
     except (OSError, ValueError) as error:
         reason = hub_error + _one_line(error)
         raise ConfigError(f"model.name '{name}' cannot be loaded: {reason}") from error
-    return finish(policy, tokenizer, name, lora)
+    return finish(policy, tokenizer, name, lora, prompt_tokens)
 
 
-def finish(policy: transformers.PreTrainedModel, tokenizer, name: str, lora: Mapping[str, Any] | None) -> LoadedModel:
-    """What every builder of a real model ends with: EOS and pad token, adapter, dropout off, the card."""
+def finish(
+    policy: transformers.PreTrainedModel,
+    tokenizer,
+    name: str,
+    lora: Mapping[str, Any] | None,
+    prompt_tokens: int | None = None,
+) -> LoadedModel:
+    """What every builder of a real model ends with: EOS and pad token, adapter (`apply_lora`, or `prompt_tokens`
+    trained vectors before every prompt: `add_virtual_tokens`), dropout off, the card."""
     _define_special_tokens(policy, tokenizer, name)
     policy.get_output_embeddings().register_forward_pre_hook(_contiguous)
     base = policy
-    policy = apply_lora(base, lora).eval()  # Dropout stays off: policy and reference agree at step 0.
+    policy = add_virtual_tokens(base, prompt_tokens) if prompt_tokens else apply_lora(base, lora)
+    policy = policy.eval()  # Dropout stays off: policy and reference agree at step 0.
     if base.config._attn_implementation == PACKED:
         check_packed(policy)
     counts = {p: p.numel() for p in policy.parameters()}
@@ -72,21 +88,33 @@ def finish(policy: transformers.PreTrainedModel, tokenizer, name: str, lora: Map
         "trainable_parameters": sum(n for p, n in counts.items() if p.requires_grad),
         "dtype": str(base.dtype).removeprefix("torch."),
         "attn_implementation": base.config._attn_implementation,
-        "lora": dict(lora) if has_adapter(policy) else None,
+        "lora": dict(lora) if wants_adapter(lora) else None,
+        "prompt_tokens": prompt_tokens,
         "vocab_size": base.config.vocab_size,
         "tokenizer_hash": tokenizer_hash(tokenizer),
     }
     return LoadedModel(policy, tokenizer, name, card)
 
 
-def check_precision(dtype: str, attn_implementation: str, lora: Mapping[str, Any] | None) -> None:
-    """Raises ConfigError for an unknown dtype or attention, and for training bfloat16 parameters."""
+def check_precision(
+    dtype: str, attn_implementation: str, lora: Mapping[str, Any] | None, prompt_tokens: int | None = None
+) -> None:
+    """Raises ConfigError for an unknown dtype or attention, for training bfloat16 parameters, and for two adapters."""
     trained = choose(DTYPES, dtype, "model.dtype")
     if attn_implementation not in ATTENTION:
         raise ConfigError(
             f"model.attn_implementation '{attn_implementation}' is not known. Known: {', '.join(ATTENTION)}."
         )
-    refuse_trained_bfloat16(trained, wants_adapter(lora))
+    if prompt_tokens is not None and (isinstance(prompt_tokens, bool) or prompt_tokens < 1):
+        raise ConfigError(f"model.prompt_tokens must be above 0 (or null: none), not {prompt_tokens}.")
+    if prompt_tokens and wants_adapter(lora):
+        raise ConfigError("model.prompt_tokens and model.lora.r are two adapters: set one of them to null.")
+    refuse_trained_bfloat16(trained, wants_adapter(lora) or prompt_tokens is not None)
+
+
+def adapts(model: Mapping[str, Any]) -> bool:
+    """Whether the section `model` of a configuration asks for an adapter of either kind."""
+    return wants_adapter(model.get("lora")) or model.get("prompt_tokens") is not None
 
 
 def refuse_trained_bfloat16(dtype: torch.dtype, adapter: bool) -> None:
@@ -103,7 +131,9 @@ def apply_lora(policy: nn.Module, lora: Mapping[str, Any] | None) -> nn.Module:
 
     The base weights are frozen in their own dtype, the adapter is float32 and starts as zero (B = 0), so that
     the adapted policy equals the base bit for bit. `lora`: r, alpha (null: 2 r), dropout (0 or null),
-    target_modules (null: all-linear). A's initial values come from torch's global generator.
+    target_modules (null: all-linear), dora (a weight is a magnitude times a direction: Liu et al. 2024, 2402.09353,
+    eq. 5), rslora (B A is scaled by alpha / sqrt(r) and not by alpha / r: Kalajdzievski 2023, 2312.03732). A's initial
+    values come from torch's global generator.
     """
     if not wants_adapter(lora):
         return policy
@@ -130,18 +160,19 @@ def lora_config(lora: Mapping[str, Any]):
         lora_alpha=2 * lora["r"] if alpha is None else alpha,
         lora_dropout=0.0,
         target_modules=targets if isinstance(targets, str) else list(targets),
+        use_dora=bool(lora.get("dora")),
+        use_rslora=bool(lora.get("rslora")),
     )
 
 
-def has_adapter(policy: nn.Module) -> bool:
-    """Whether `policy` is a model under a peft adapter (asked without importing peft)."""
-    return hasattr(policy, "get_base_model") and hasattr(policy, "disable_adapter")
-
-
 def wants_adapter(lora: Mapping[str, Any] | None) -> bool:
-    """Whether `lora` asks for an adapter; ConfigError for unknown keys and keys set without r."""
+    """Whether `lora` asks for an adapter; ConfigError for unknown keys, keys set without r, and a switch that is
+    neither true nor false."""
     lora = lora or {}
     refuse_unknown(lora, "model.lora", LORA_KEYS)
+    for key in ("dora", "rslora"):
+        if lora.get(key) not in (None, False, True):
+            raise ConfigError(f"model.lora.{key} is true or false, not {lora[key]!r}.")
     unused = [key for key in LORA_KEYS[1:] if lora.get(key)]
     if lora.get("r") is None and unused:
         raise ConfigError(f"model.lora.{unused[0]} is set but model.lora.r is null (no adapter): set model.lora.r.")

@@ -1,4 +1,4 @@
-"""The reference: a frozen policy. Under LoRA it is the policy itself with the adapter switched off."""
+"""The reference: a frozen policy. Under an adapter it is the policy itself with the adapter switched off."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from rlpref.models.adapters import adapter_is_zero
 from rlpref.models.hashing import base_hash, weights_hash
-from rlpref.models.lm import has_adapter
 from rlpref.models.reference_cache import ReferenceCache
 from rlpref.ops.twin import running
 
@@ -63,8 +63,3 @@ def follow(reference: Reference, policy: nn.Module, rate: float) -> None:
     for own, parameter in zip(reference.model.parameters(), policy.parameters(), strict=True):
         if parameter.requires_grad:
             own.lerp_(parameter, rate)
-
-
-def adapter_is_zero(policy: nn.Module) -> bool:
-    """Whether there is an adapter and every LoRA B is zero, so that it adds nothing."""
-    return has_adapter(policy) and not any(p.any() for name, p in policy.named_parameters() if ".lora_B." in name)

@@ -26,7 +26,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from rlpref.models.lm import has_adapter
+from rlpref.models.adapters import has_adapter
 from rlpref.types import Sequences
 
 KERNELS = ("model name", "flags", "Features")  # lines of /proc/cpuinfo

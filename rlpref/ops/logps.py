@@ -7,7 +7,7 @@ makes the logits of every column that holds a completion token. Both give the sa
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -17,6 +17,7 @@ from rlpref.ops import head, scores
 from rlpref.ops.head import Readout
 from rlpref.ops.packing import decode, is_packed, pack, scattered
 from rlpref.ops.twin import running
+from rlpref.ops.virtual import ahead
 from rlpref.types import Sequences, TensorBatch
 
 
@@ -48,13 +49,16 @@ def read_completions(model: nn.Module, sequences: Sequences, temperature: float 
 
 
 def _read_packed(model: nn.Module, sequences: Sequences, temperature: float) -> Read:
+    shape = sequences.ids.shape
+    model, sequences, before = ahead(model, sequences)
     causal = model.get_base_model() if hasattr(model, "get_base_model") else model  # under a peft adapter
     packed = pack(sequences)
     hidden = decode(causal.base_model, packed)[packed.read]
     out = causal.get_output_embeddings()
     readout = Readout(hidden, out.weight, getattr(out, "bias", None), temperature)
     targets = sequences.ids[packed.row, packed.column]
-    return Read(readout, targets, partial(scattered, packed, shape=sequences.ids.shape))
+    packed = replace(packed, column=packed.column - before)
+    return Read(readout, targets, partial(scattered, packed, shape=shape))
 
 
 def completion_logits(model: nn.Module, sequences: Sequences, temperature: float = 1.0) -> tuple[Tensor, int]:
@@ -63,6 +67,7 @@ def completion_logits(model: nn.Module, sequences: Sequences, temperature: float
     Returns (logits [B, T - first, V] in fp32 (fp64 for an fp64 model), first): row j of the second dimension
     scores token `ids[:, first + j]`.
     """
+    model, sequences, before = ahead(model, sequences)
     used = sequences.mask.sum(0).nonzero()  # a third of the time of any(0)
     width = sequences.ids.shape[1]
     first = max(int(used[0]), 1) if len(used) else width - 1
@@ -75,7 +80,7 @@ def completion_logits(model: nn.Module, sequences: Sequences, temperature: float
         logits_to_keep=width - first,
     )
     logits = output.logits if output.logits.dtype == torch.float64 else output.logits.float()
-    return logits if temperature == 1 else logits / temperature, first
+    return logits if temperature == 1 else logits / temperature, first - before
 
 
 def token_logps(

@@ -11,6 +11,7 @@ from rlpref.ops.blocks import uniform
 from rlpref.ops.masked import last_masked
 from rlpref.ops.packing import is_packed
 from rlpref.ops.twin import running
+from rlpref.ops.virtual import ahead
 from rlpref.rollout.draw import draw
 from rlpref.rollout.padded import PaddedDecoder
 from rlpref.rollout.shared import SharedDecoder
@@ -78,7 +79,7 @@ def _answers_to(prompts: Tensor, k: int) -> Tensor:
 
 def _decoder(model: nn.Module, prompts: Prompts, k: int) -> Decoder:
     longest = int(prompts.attention_mask.sum(1).max())
-    prompts = prompts.map(lambda tensor: tensor[:, -longest:])
+    model, prompts, _ = ahead(model, prompts.map(lambda tensor: tensor[:, -longest:]))
     if is_packed(model):
         return SharedDecoder(model, prompts, k)
     return PaddedDecoder(model, prompts, k)

@@ -6,7 +6,6 @@ nothing depends on the server's numerics.
 
 from __future__ import annotations
 
-import copy
 import json
 import shutil
 import uuid
@@ -23,9 +22,9 @@ import torch
 from torch import Tensor, nn
 
 from rlpref.binding import ConfigError
+from rlpref.models.adapters import has_adapter, merged
 from rlpref.models.bundle import in_chunks
 from rlpref.models.hashing import weights_hash
-from rlpref.models.lm import has_adapter
 from rlpref.ops.logps import token_logps
 from rlpref.rollout.sampler import packed
 from rlpref.types import Samples
@@ -121,7 +120,7 @@ class TransformersServe:
     encode: Callable[[str, bool, int], list[int]]
 
     def publish(self, policy: nn.Module, folder: Path) -> str:
-        whole = copy.deepcopy(policy).merge_and_unload() if has_adapter(policy) else policy
+        whole = merged(policy) if has_adapter(policy) else policy
         whole.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
         root = str(self.client.base_url).rstrip("/").removesuffix("/v1")

@@ -6,7 +6,7 @@ from tokenizers.models import WordLevel
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from rlpref.binding import ConfigError
-from rlpref.models import lm
+from rlpref.models.adapters import has_adapter
 from rlpref.models.lm import hf
 
 LORA = {"r": 2, "alpha": 4, "dropout": 0, "target_modules": "all-linear"}
@@ -107,7 +107,7 @@ def test_null_lora_settings_take_the_usual_values(llama_folder):
     config = hf(llama_folder, "float32", "sdpa", given).policy.peft_config["default"]
     assert (config.r, config.lora_alpha, config.lora_dropout) == (4, 8, 0)
     nothing = dict.fromkeys(given)
-    assert not lm.has_adapter(hf(llama_folder, "float32", "sdpa", nothing).policy)
+    assert not has_adapter(hf(llama_folder, "float32", "sdpa", nothing).policy)
 
 
 def test_missing_pad_and_eos_tokens_are_filled_in(tmp_path):
