@@ -105,6 +105,7 @@ CASES = {
         *["rollout=openai", "rollout.base_url={server}"],
     ],
     "hf hh experiment": [*runs.TINY, "experiment=hh", *HF, "data.path={hh}", "algorithm.batch_size=8"],
+    "hf reward models": [*runs.TINY, "experiment=reward_models", *HF, "data.path={hh}", "algorithm.batch_size=8"],
     "demo": [*runs.TESTBED, "experiment=demo", *M["dpo"]],
     "convergence": [*runs.TESTBED, "experiment=convergence", *M["ipo"]],
     "error ladder": [*runs.TESTBED, "experiment=error_ladder", *M["dpo"], "model.pretrain_steps=3"],
