@@ -29,7 +29,8 @@ def add_rewards(config: dict, checked: Checked, models: Models, task: Testbed | 
         learned = _load_reward_model(config, models, scalar_model(models.policy, lora, generator))
         models.reward = LearnedReward(learned.requires_grad_(False), models.chunk)
     if "reward_model" in trains:
-        models.reward_model = scalar_model(models.policy, lora, generator).to(models.device)
+        head_std = checked.algorithm.head_std
+        models.reward_model = scalar_model(models.policy, lora, generator, head_std).to(models.device)
     if "critic" in trains:
         models.critic = critic_from(learned) if learned else scalar_model(models.policy, lora, generator)
         if not learned:  # a random head would be noise many times the rewards: start from the value 0

@@ -41,6 +41,11 @@ def check_reward(config: dict, algorithm: Algorithm) -> None:
             f"algorithm '{config['algorithm']['name']}' scores answers, but there is no reward: data source "
             f"'{config['data']['source']}' has no gold scorer. Set reward=learned reward.path=<run of reward_model>."
         )
+    if getattr(algorithm, "head_std", None) == 0 and config["model"]["kind"] == "tabular":
+        raise ConfigError(
+            "algorithm.head_std 0 leaves model 'tabular' where it is: its vectors are 0 at the end of an answer, and "
+            "of two zeros neither has a gradient. Set algorithm.head_std=null."
+        )
     if reward["kind"] == "learned":
         trained_weights(reward["path"], "reward_model")
     if reward["kind"] == "proxy":

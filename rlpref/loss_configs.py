@@ -14,7 +14,7 @@ from typing import Any
 
 LOSSES = Path(__file__).parent / "losses"
 ON_DATA = ("PairLogps", "AnswerLogps", "ListLogps")  # what losses take that train a policy on data
-TAKEN = (*ON_DATA, "RewardPairs", "RolloutLogps")  # by an algorithm that lets one choose
+TAKEN = (*ON_DATA, "RewardPairs", "RewardLists", "RolloutLogps")  # by an algorithm that lets one choose
 
 
 @dataclass

@@ -34,6 +34,10 @@ ONLINE = ["algorithm.rounds=3", "algorithm.epochs=2", "algorithm.prompts_per_rou
 METHODS = {
     "sft": ["algorithm=sft", "algorithm.epochs=3"],
     "reward_model": ["algorithm=reward_model", "algorithm.epochs=3"],
+    "reward_model_kwise": [
+        *["algorithm=reward_model", "algorithm/loss=reward_plackett_luce", "algorithm.epochs=3"],
+        *["data.kind=kwise", "data.k=3"],
+    ],
     "dpo": ["algorithm=dpo", "algorithm.epochs=3"],
     "ipo": ["algorithm=ipo", "algorithm.epochs=3"],
     "iterative_dpo": ["algorithm=iterative_dpo", *ONLINE],

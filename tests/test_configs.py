@@ -106,6 +106,7 @@ CASES = {
     ],
     "hf hh experiment": [*runs.TINY, "experiment=hh", *HF, "data.path={hh}", "algorithm.batch_size=8"],
     "family": [*runs.TINY, "experiment=family", *STORIES, "data.prompts=60", *M["dpo"]],
+    "hf reward models": [*runs.TINY, "experiment=reward_models", *HF, "data.path={hh}", "algorithm.batch_size=8"],
     "demo": [*runs.TESTBED, "experiment=demo", *M["dpo"]],
     "convergence": [*runs.TESTBED, "experiment=convergence", *M["ipo"]],
     "error ladder": [*runs.TESTBED, "experiment=error_ladder", *M["dpo"], "model.pretrain_steps=3"],

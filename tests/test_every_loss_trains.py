@@ -1,13 +1,14 @@
-"""Every registered loss that trains a policy on data does so by its name alone, on the testbed, at its defaults."""
+"""Every registered loss that trains on data does so by its name alone, on the testbed, at its defaults."""
 
 import pytest
 
 import runs
 from rlpref.losses import LOSSES
-from rlpref.losses.inputs import AnswerLogps, ListLogps, PairLogps
+from rlpref.losses.inputs import AnswerLogps, ListLogps, PairLogps, RewardLists, RewardPairs
 
 KWISE = ["data.kind=kwise", "data.k=3"]
 DATA = {PairLogps: [], AnswerLogps: [], ListLogps: KWISE}
+REWARDS = {RewardPairs: [], RewardLists: KWISE}
 SETTINGS = [*runs.TINY, "data.pairs=64", "data.test_pairs=20", "algorithm.batch_size=16", "algorithm.epochs=1"]
 
 
@@ -21,6 +22,16 @@ def test_it_trains(name, tmp_path):
     rows = runs.metrics(tmp_path)
     assert rows[1]["loss"] != rows[-2]["loss"]
     assert ("exact/regret" in summary) == (entry.regularisation is not None)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [entry.name for entry in LOSSES.values() if entry.takes in REWARDS])
+def test_it_trains_a_reward_model(name, tmp_path):
+    chosen = ["algorithm=reward_model", f"algorithm/loss={name}", "algorithm.epochs=10"]
+    runs.run(tmp_path, *SETTINGS, *chosen, *REWARDS[LOSSES[name].takes])
+    first, *_, last = [row for row in runs.metrics(tmp_path) if "loss" in row]
+    assert last["rewards/accuracies"] > max(0.6, first["rewards/accuracies"])
+    assert last["loss"] < first["loss"]
 
 
 @pytest.mark.slow

@@ -128,6 +128,16 @@ REFUSED = [  # overrides, what the message says
         "data.kind 'pairs' does not use 'score_key'",
     ),
     (["algorithm=sft", "beta=0.2"], "algorithm 'sft' does not use 'beta'"),
+    (["algorithm=reward_model", "algorithm.head_std=0"], "algorithm.head_std 0 leaves model 'tabular' where it is"),
+    (["algorithm=reward_model", "model=tiny", "algorithm.head_std=-1"], "algorithm.head_std must not be below 0"),
+    (
+        ["algorithm=reward_model", "algorithm/loss=reward_plackett_luce"],
+        "loss 'reward_plackett_luce' takes data of kind 'kwise', not 'pairs': set data.kind=kwise",
+    ),
+    (
+        ["algorithm=reward_model", "data.kind=kwise", "data.k=3"],
+        "loss 'bradley_terry' takes data of kind 'pairs', not 'kwise': set data.pairs_by to form pairs",
+    ),
     (["algorithm=reward_model", "beta=0.2"], "algorithm 'reward_model' does not use 'beta'"),
     (["algorithm=reward_model", "algorithm/loss=dpo"], "loss 'dpo' takes data of kind 'pairs', not 'reward pairs'"),
     (["algorithm=reward_model", "+algorithm.loss.coef=1"], "loss 'bradley_terry' does not use 'coef'"),

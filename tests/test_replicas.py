@@ -36,7 +36,7 @@ CASES = runs.METHODS | {
         *["training.micro_batch_size=5", "training.chunk=7", "training.max_steps=7"],
     ],
 }
-WITHOUT_BETA = {"sft", "reward_model", "rejection", "rejection_top"}
+WITHOUT_BETA = {"sft", "reward_model", "reward_model_kwise", "rejection", "rejection_top"}
 
 
 @pytest.fixture(scope="session")

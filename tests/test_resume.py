@@ -18,6 +18,7 @@ EVERY = "training.checkpoint_every=3"
 CASES = {
     "sft": runs.METHODS["sft"],
     "reward_model": runs.METHODS["reward_model"],
+    "reward_model_kwise": runs.METHODS["reward_model_kwise"],
     "dpo": runs.METHODS["dpo"],
     "iterative_previous_aggregated": [
         *runs.METHODS["iterative_dpo"],

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import torch
-
 from rlpref.algorithms.algorithm import Algorithm
 from rlpref.algorithms.objective import require_columns
-from rlpref.algorithms.reward_model import reward_pairs
+from rlpref.algorithms.reward_model import check_columns
 from rlpref.binding import ConfigError
-from rlpref.losses.inputs import AnswerLogps, ListLogps, PairLogps, RewardPairs
+from rlpref.losses.inputs import AnswerLogps, ListLogps, PairLogps, RewardLists, RewardPairs
 from rlpref.models.reference_rule import ReferenceRule
 from rlpref.types import TensorBatch
 
@@ -40,17 +38,21 @@ def reads_reference(algorithm: Algorithm, kind: str) -> bool:
     return objective.reads_reference
 
 
-FORMS = {"reward_model": ("pairs",), "sft": ("pairs",)}  # of data, by the kind of an algorithm that reads rows
-OFFLINE = {PairLogps: ("pairs",), AnswerLogps: ("unpaired", "pairs"), ListLogps: ("kwise",)}  # by what its loss takes
+OF_LOSSES = {  # forms of data by what a loss takes, where one chooses the loss
+    **dict.fromkeys((PairLogps, RewardPairs), ("pairs",)),
+    **dict.fromkeys((ListLogps, RewardLists), ("kwise",)),
+    AnswerLogps: ("unpaired", "pairs"),
+}
 
 
 def check_form(algorithm: Algorithm, kind: str, name: str, form: str) -> None:
     """Raises ConfigError where training would see rows of the form `form` (rlpref.data.pairing.data_form) that the
     algorithm of that kind and name, or its loss, cannot learn from. A pair is two single answers."""
-    takes = OFFLINE[algorithm.objective.entry.takes] if kind == "offline" else FORMS.get(kind)
+    chosen = kind in ("offline", "reward_model")
+    takes = OF_LOSSES[algorithm.objective.entry.takes] if chosen else ("pairs",) if kind == "sft" else None
     if takes is None or form in takes:
         return
-    who = f"loss '{algorithm.objective.entry.name}'" if kind == "offline" else f"algorithm '{name}'"
+    who = f"loss '{algorithm.objective.entry.name}'" if chosen else f"algorithm '{name}'"
     if form == "kwise" and "pairs" in takes:
         mend = "set data.pairs_by to form pairs"
     else:
@@ -82,7 +84,5 @@ def check_rows(algorithm: Algorithm, rows: TensorBatch) -> None:
     objective = getattr(algorithm, "objective", None)
     if objective is None or algorithm.needs_reward:
         return
-    if objective.entry.takes is RewardPairs:
-        unscored = torch.zeros(len(rows))
-        rows = reward_pairs(rows, unscored, unscored)
-    require_columns(objective, rows)
+    check = check_columns if objective.entry.takes in (RewardPairs, RewardLists) else require_columns
+    check(objective, rows)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rlpref.algorithms.common import reward_metrics
 from rlpref.losses.inputs import ListLogps
-from rlpref.losses.lists import best
+from rlpref.losses.lists import best, worst
 from rlpref.losses.modifiers import Objective
 from rlpref.models.bundle import Models
 from rlpref.types import Lists, Sequences
@@ -39,8 +39,7 @@ def logps(models: Models, objective: Objective, lists: Lists) -> ListLogps:
 def metrics(ll: ListLogps, scale: float | Tensor) -> dict[str, Tensor]:
     """Each [B]: `chosen` is the answer with the highest score, `rejected` the one with the lowest."""
     rewards = (scale * (ll.logps - ll.ref_logps).detach().T).T
-    worst = ll.scores.masked_fill(~ll.present, torch.inf).argmin(1, keepdim=True)
-    chosen, rejected = (rewards.gather(1, places)[:, 0] for places in (best(ll), worst))
+    chosen, rejected = (rewards.gather(1, places)[:, 0] for places in (best(ll), worst(ll)))
     return reward_metrics(chosen, rejected) | {"logps/answers": ll.logps.detach().sum(1) / ll.present.sum(1)}
 
 

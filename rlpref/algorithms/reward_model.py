@@ -1,4 +1,4 @@
-"""A reward model: a scalar head on the last real token, fitted to preference pairs or to scores of answers."""
+"""A reward model: a scalar head on the last real token, fitted to preference pairs, rankings of K answers or scores."""
 
 from __future__ import annotations
 
@@ -9,14 +9,16 @@ import torch
 from torch import Tensor
 
 from rlpref.algorithms.algorithm import Loss, Round
-from rlpref.algorithms.common import reward_metrics
+from rlpref.algorithms.common import above, reward_metrics
 from rlpref.algorithms.objective import require_columns, valued
+from rlpref.binding import ConfigError
 from rlpref.data.preferences import PreferenceData
-from rlpref.losses.inputs import RewardPairs
+from rlpref.losses.inputs import RewardLists, RewardPairs
+from rlpref.losses.lists import best, better, worst
 from rlpref.losses.modifiers import Objective, make_objective
 from rlpref.models.bundle import Models
-from rlpref.models.heads import answer_scores
-from rlpref.types import Pairs, cat
+from rlpref.models.heads import ScalarHead, answer_scores
+from rlpref.types import Lists, Pairs, cat
 
 
 @dataclass
@@ -27,28 +29,43 @@ class RewardModel:
     objective: Objective
     epochs: int
     batch_size: int
+    head_std: float | None  # of the head's initial weights; None: that of ScalarHead
     rounds: int = field(default=1, init=False)
     trains: dict[str, float] = field(init=False, default_factory=lambda: {"reward_model": 1.0})
 
     def examples(self, data: PreferenceData, index: int) -> int:
         return len(data.train)
 
-    def collect(self, models: Models, data: PreferenceData, round: Round) -> Pairs:
+    def collect(self, models: Models, data: PreferenceData, round: Round) -> Pairs | Lists:
         round.charge(labels=len(data.train))
-        pairs = data.train.to(models.device)
-        unscored = torch.zeros(len(pairs), device=models.device)
-        require_columns(self.objective, reward_pairs(pairs, unscored, unscored))
-        return pairs
+        check_columns(self.objective, data.train)
+        return data.train.to(models.device)
 
-    def loss(self, models: Models, batch: Pairs) -> Loss:
-        both = cat([batch.chosen, batch.rejected]).trimmed()
-        chosen, rejected = answer_scores(models.reward_model, both).chunk(2)
-        metrics = reward_metrics(chosen.detach(), rejected.detach())
-        value, clamped = valued(self.objective, reward_pairs(batch, chosen, rejected))
-        return Loss(value, torch.ones_like(chosen) if batch.weight is None else batch.weight, metrics | clamped)
+    def loss(self, models: Models, batch: Pairs | Lists) -> Loss:
+        score = score_lists if isinstance(batch, Lists) else score_pairs
+        seen, metrics = score(models.reward_model, batch)
+        value, clamped = valued(self.objective, seen)
+        return Loss(value, torch.ones_like(value) if batch.weight is None else batch.weight, metrics | clamped)
 
-    def check_start(self, models: Models, batch: Pairs) -> None:
+    def check_start(self, models: Models, batch: Pairs | Lists) -> None:
         """A reward model has no reference to start from."""
+
+
+def score_pairs(model: ScalarHead, pairs: Pairs) -> tuple[RewardPairs, dict[str, Tensor]]:
+    """What a loss of reward pairs sees, with gradient, and its metrics [B]."""
+    chosen, rejected = answer_scores(model, cat([pairs.chosen, pairs.rejected]).trimmed()).chunk(2)
+    return reward_pairs(pairs, chosen, rejected), reward_metrics(chosen.detach(), rejected.detach())
+
+
+def score_lists(model: ScalarHead, lists: Lists) -> tuple[RewardLists, dict[str, Tensor]]:
+    """What a loss of reward lists sees, with gradient, and its metrics [B]: `chosen` is the answer with the highest
+    score, `rejected` the one with the lowest, and accuracies count every pair of the list that its scores rank."""
+    rewards = lists.unflat(answer_scores(model, lists.flat().trimmed()))
+    seen, found = RewardLists(rewards, lists.scores.to(rewards), lists.present), rewards.detach()
+    ends = (found.gather(1, place(seen))[:, 0] for place in (best, worst))
+    ranked = better(seen)
+    right = torch.where(ranked, above(found[:, :, None], found[:, None]), 0.0).sum((1, 2))
+    return seen, reward_metrics(*ends) | {"rewards/accuracies": right / ranked.sum((1, 2)).clamp(min=1)}
 
 
 def reward_pairs(pairs: Pairs, chosen: Tensor, rejected: Tensor) -> RewardPairs:
@@ -58,6 +75,17 @@ def reward_pairs(pairs: Pairs, chosen: Tensor, rejected: Tensor) -> RewardPairs:
     return RewardPairs(chosen, rejected, margin, pairs.soft_label, pairs.chosen_score, pairs.rejected_score)
 
 
-def reward_model(loss: dict, epochs: int, batch_size: int) -> RewardModel:
-    """`loss` is {"name": a loss of reward pairs, its hyperparameters}."""
-    return RewardModel(make_objective(loss, (RewardPairs,)), epochs, batch_size)
+def check_columns(objective: Objective, rows: Pairs | Lists) -> None:
+    """Raises ConfigError for what the loss reads and the data do not have."""
+    if isinstance(rows, Pairs):
+        unscored = torch.zeros(len(rows), device=rows.chosen.ids.device)
+        rows = reward_pairs(rows, unscored, unscored)
+    require_columns(objective, rows)
+
+
+def reward_model(loss: dict, epochs: int, batch_size: int, head_std: float | None = None) -> RewardModel:
+    """`loss` is {"name": a loss of reward pairs or reward lists, its hyperparameters}; `head_std` is that of the
+    head's initial weights, None for 1/sqrt(width + 1). Raises ConfigError where it is below 0."""
+    if head_std is not None and not head_std >= 0:
+        raise ConfigError(f"algorithm.head_std must not be below 0, but is {head_std}.")
+    return RewardModel(make_objective(loss, (RewardPairs, RewardLists)), epochs, batch_size, head_std)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid, softplus
 
-from rlpref.losses.inputs import ListLogps, per_row
+from rlpref.losses.inputs import ListLogps, RewardLists, per_row
 from rlpref.losses.ranges import NotNegative, Positive
 from rlpref.losses.registry import register
 
@@ -22,12 +22,17 @@ def targets(scores: Tensor, present: Tensor, temperature: float) -> Tensor:
     return (scores / temperature).masked_fill(~present, -torch.inf).softmax(1)
 
 
-def best(ll: ListLogps) -> Tensor:
+def best(ll: ListLogps | RewardLists) -> Tensor:
     """[B, 1] place of the answer with the highest score."""
     return ll.scores.masked_fill(~ll.present, -torch.inf).argmax(1, keepdim=True)
 
 
-def better(ll: ListLogps) -> Tensor:
+def worst(ll: ListLogps | RewardLists) -> Tensor:
+    """[B, 1] place of the answer with the lowest score."""
+    return ll.scores.masked_fill(~ll.present, torch.inf).argmin(1, keepdim=True)
+
+
+def better(ll: ListLogps | RewardLists) -> Tensor:
     """[B, K, K] whether the one answer has a higher score than the other; both are there."""
     return (ll.scores[:, :, None] > ll.scores[:, None]) & ll.present[:, :, None] & ll.present[:, None]
 
@@ -42,6 +47,12 @@ def ranking_nll(values: Tensor, scores: Tensor, present: Tensor) -> Tensor:
     return torch.where(present, rest - values, 0.0).sum(1)
 
 
+def top_one_nll(values: Tensor, scores: Tensor, present: Tensor, temperature: float) -> Tensor:
+    """[B] -sum_k p_k log softmax(values)_k with p = softmax(scores/temperature); each is one tensor [B, K]."""
+    hidden = values.masked_fill(~present, torch.finfo(values.dtype).min)
+    return -torch.where(present, targets(scores, present, temperature) * hidden.log_softmax(1), 0.0).sum(1)
+
+
 @register(at_ref="log(factorial(k))", shift_invariant=True, kl_optimal=True)
 def plackett_luce(ll: ListLogps, beta: Positive) -> Tensor:
     """-sum_k log[e^(beta h_k) / sum over j >= k of e^(beta h_j)], best answer first: DPO on rankings. Rafailov et al.
@@ -53,9 +64,7 @@ def plackett_luce(ll: ListLogps, beta: Positive) -> Tensor:
 def infonca(ll: ListLogps, beta: Positive, temperature: Positive = 1.0) -> Tensor:
     """-sum_k p_k log softmax(beta h)_k with p = softmax(scores/temperature). Chen et al. 2024 (2402.05369); the
     temperature is the paper's alpha."""
-    values = (per_row(beta) * log_ratio(ll)).masked_fill(~ll.present, torch.finfo(ll.logps.dtype).min)
-    p = targets(ll.scores, ll.present, temperature)
-    return -torch.where(ll.present, p * values.log_softmax(1), 0.0).sum(1)
+    return top_one_nll(per_row(beta) * log_ratio(ll), ll.scores, ll.present, temperature)
 
 
 @register(at_ref="2 * log(2)")

@@ -11,8 +11,8 @@ from torch.nn.functional import logsigmoid
 
 from rlpref.losses.bounds import bounded
 from rlpref.losses.inputs import RewardLists, RewardPairs
-from rlpref.losses.lists import ranking_nll
-from rlpref.losses.ranges import NotNegative, SomeShare
+from rlpref.losses.lists import better, ranking_nll, top_one_nll
+from rlpref.losses.ranges import NotNegative, Positive, SomeShare
 from rlpref.losses.registry import register
 
 
@@ -88,3 +88,19 @@ def reward_plackett_luce(rl: RewardLists) -> Tensor:
     """-sum_k log[e^(r_k) / sum over j >= k of e^(r_j)], best answer first. Plackett 1975; Luce 1959; Zhu et al. 2023
     (2301.11270)."""
     return ranking_nll(rl.rewards, rl.scores, rl.present)
+
+
+@register(shift_invariant=True)
+def reward_all_pairs(rl: RewardLists) -> Tensor:
+    """mean over pairs with s_i > s_j of l(r_i - r_j): all ranked pairs of a list are one example. Ouyang et al.
+    2022 (2203.02155), eq. 1."""
+    ranked = better(rl)
+    value = -logsigmoid(rl.rewards[:, :, None] - rl.rewards[:, None])
+    return torch.where(ranked, value, 0.0).sum((1, 2)) / ranked.sum((1, 2)).clamp(min=1)
+
+
+@register(shift_invariant=True)
+def reward_listnet(rl: RewardLists, temperature: Positive = 1.0) -> Tensor:
+    """-sum_k p_k log softmax(r)_k with p = softmax(scores/temperature): ListNet with the chances of being first. Cao et
+    al. 2007, "Learning to rank: from pairwise approach to listwise approach"."""
+    return top_one_nll(rl.rewards, rl.scores, rl.present, temperature)

@@ -23,16 +23,17 @@ from rlpref.types import Sequences
 class ScalarHead(nn.Module):
     """A decoder and a linear map to one number, computed in float32 (in float64 where the head is).
 
-    The map starts with bias 0 and weights N(0, 1/(d + 1)) drawn from `generator`, d the decoder's width
-    (Stiennon et al. 2020): outputs of about unit size on normalised activations.
+    The map starts with bias 0 and normal weights drawn from `generator`, with the standard deviation `std`. None is
+    1/sqrt(d + 1), d the decoder's width (Stiennon et al. 2020): outputs of about unit size on normalised activations.
     """
 
-    def __init__(self, backbone: nn.Module, width: int, generator: torch.Generator):
+    def __init__(self, backbone: nn.Module, width: int, generator: torch.Generator, std: float | None = None):
         super().__init__()
         weight = next(backbone.parameters())
         self.backbone = backbone
         self.head = nn.utils.skip_init(nn.Linear, width, 1, dtype=torch.promote_types(weight.dtype, torch.float32))
-        nn.init.normal_(self.head.weight, std=(width + 1) ** -0.5, generator=generator)
+        std = (width + 1) ** -0.5 if std is None else std
+        nn.init.normal_(self.head.weight, std=std, generator=generator)
         nn.init.zeros_(self.head.bias)
         self.head.to(weight.device)
 
@@ -61,8 +62,11 @@ def backbone_of(model: nn.Module) -> nn.Module:
     return causal.base_model if isinstance(causal, transformers.PreTrainedModel) else causal.model
 
 
-def scalar_model(policy: nn.Module, lora: Mapping[str, Any] | None, generator: torch.Generator) -> ScalarHead:
-    """A scalar head on a copy of the policy's decoder, which computes what the policy's decoder computes now.
+def scalar_model(
+    policy: nn.Module, lora: Mapping[str, Any] | None, generator: torch.Generator, head_std: float | None = None
+) -> ScalarHead:
+    """A scalar head (see ScalarHead for its `head_std`) on a copy of the policy's decoder, which computes what the
+    policy's decoder computes now.
 
     A policy's adapter is merged into the copy (rounded to the base's dtype). With `lora`, only a new adapter and the
     head train, and of a policy with virtual tokens a copy of these and the head; else everything does. Every random
@@ -78,7 +82,7 @@ def scalar_model(policy: nn.Module, lora: Mapping[str, Any] | None, generator: t
         backbone = copy.deepcopy(backbone_of(policy))
     if wants_adapter(lora):
         backbone = _with_adapter(backbone, lora, generator)
-    return _trainable(ScalarHead(backbone, policy.config.hidden_size, generator).eval())
+    return _trainable(ScalarHead(backbone, policy.config.hidden_size, generator, head_std).eval())
 
 
 def state_values(model: ScalarHead, sequences: Sequences) -> Tensor:

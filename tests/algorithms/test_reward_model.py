@@ -1,3 +1,4 @@
+import itertools
 import math
 from dataclasses import replace
 
@@ -8,14 +9,14 @@ from rlpref.algorithms import make_algorithm
 from rlpref.algorithms.algorithm import Costs, Round
 from rlpref.binding import ConfigError
 from rlpref.losses import bradley_terry
-from rlpref.losses.inputs import RewardPairs
+from rlpref.losses.inputs import RewardLists, RewardPairs
 from rlpref.models.heads import answer_scores, scalar_model
 
 ROUND = Round(0, [torch.Generator()], [Costs()])
 
 
-def reward_model(name="bradley_terry", **hyperparameters):
-    settings = {"epochs": 1, "batch_size": 200, "loss": {"name": name, **hyperparameters}}
+def reward_model(name="bradley_terry", head_std=None, **hyperparameters):
+    settings = {"epochs": 1, "batch_size": 200, "head_std": head_std, "loss": {"name": name, **hyperparameters}}
     return make_algorithm("reward_model", settings, "reward_model")
 
 
@@ -74,6 +75,50 @@ def test_labels_of_every_kind_reach_the_loss(laboratory):
         assert torch.equal(loss.weight, pairs.weight)
 
 
+def test_lists_of_answers_are_scored_one_by_one(laboratory, task, testbed_data):
+    """The loss sees each answer's own score; accuracies are over all pairs of a list, ties one half."""
+    models, _ = laboratory
+    data = testbed_data(task, models, pairs=20, kind="kwise", k=3)
+    lists = reward_model("reward_plackett_luce").collect(models, data, ROUND)
+    lists = replace(lists, present=lists.present.clone(), weight=torch.linspace(1, 2, 20))
+    lists.present[3, 2] = False
+    loss = reward_model("reward_plackett_luce").loss(models, lists)
+    assert torch.equal(loss.weight, lists.weight)
+    for row in range(20):
+        places = [k for k in range(3) if lists.present[row, k]]
+        scores = [
+            answer_scores(
+                models.reward_model, lists.answers[row : row + 1].map(lambda tensor, k=k: tensor[:, k])
+            ).item()
+            for k in places
+        ]
+        order = sorted(range(len(places)), key=lambda i: -float(lists.scores[row, places[i]]))
+        ranked = [scores[i] for i in order]
+        expected = sum(math.log(sum(map(math.exp, ranked[j:]))) - ranked[j] for j in range(len(ranked)))
+        assert loss.value[row].item() == pytest.approx(expected, abs=1e-5)
+        found = {name: values[row].item() for name, values in loss.metrics.items()}
+        assert found["rewards/chosen"] == pytest.approx(ranked[0], abs=1e-6)
+        assert found["rewards/rejected"] == pytest.approx(ranked[-1], abs=1e-6)
+        pairs = [(a, b) for i, a in enumerate(ranked) for b in ranked[i + 1 :]]
+        right = [0.5 if abs(a - b) < 1e-7 else float(a > b) for a, b in pairs]
+        assert found["rewards/accuracies"] == pytest.approx(sum(right) / len(right), abs=1e-6)
+
+
+@pytest.mark.parametrize("name", ["reward_plackett_luce", "reward_all_pairs", "reward_listnet"])
+def test_the_gold_reward_is_at_rest_under_every_ranking_drawn_from_it(name):
+    """Plackett-Luce rankings of three answers: expected gradient 0 at the worths. ListNet's scores are the worths."""
+    worths = torch.tensor([0.4, -0.8, 1.5], dtype=torch.float64)
+    rewards = (worths + 2.0).requires_grad_()
+    loss, total = reward_model(name).objective, 0.0
+    for order in itertools.permutations(range(3)):
+        ranked = worths[list(order)]
+        chance = math.prod(float(ranked[j:].softmax(0)[0]) for j in range(3))
+        scores = worths if name == "reward_listnet" else -torch.tensor([order.index(i) for i in range(3)]).double()
+        lists = RewardLists(rewards[None], scores[None], torch.ones(1, 3, dtype=torch.bool))
+        total = total + chance * loss(lists).sum()
+    assert torch.autograd.grad(total, rewards)[0].abs().max() < 1e-12
+
+
 @pytest.mark.parametrize(
     ("name", "column"), [("bt_margin", "margin"), ("reward_mse", "chosen_target"), ("bt_soft", "soft_label")]
 )
@@ -91,7 +136,8 @@ def test_what_the_data_lack_is_refused_before_training(laboratory, name, column)
     ("settings", "message"),
     [
         ({"name": "dpo", "beta": 0.1}, "loss 'dpo' takes data of kind 'pairs', not 'reward pairs'"),
-        ({"name": "reward_plackett_luce"}, "takes data of kind 'reward lists', not 'reward pairs'"),
+        ({"name": "plackett_luce", "beta": 0.1}, "takes data of kind 'kwise', not 'reward pairs' or 'reward lists'"),
+        ({"name": "bradley_terry", "head_std": -0.1}, "algorithm.head_std must not be below 0, but is -0.1"),
         ({"name": "bt_center", "margin": 1.0}, "loss 'bt_center' does not use 'margin'"),
     ],
 )

@@ -9,6 +9,7 @@ from rlpref.losses import LOSSES, bradley_terry, make_loss
 from rlpref.losses.inputs import RewardLists, RewardPairs
 from rlpref.losses.registry import columns_read
 
+LISTS = [name for name, entry in LOSSES.items() if entry.takes is RewardLists]
 PAIRS = [name for name, entry in LOSSES.items() if entry.takes is RewardPairs]
 
 
@@ -89,6 +90,38 @@ def test_plackett_luce_probabilities_of_all_orders_sum_to_one_and_absent_answers
     scores = torch.cat([orders, torch.full((6, 1), 9)], 1).double()
     lists = RewardLists(rewards.expand(6, -1), scores, present.expand(6, -1))
     assert (-make_loss("reward_plackett_luce")(lists)).exp().sum().item() == pytest.approx(1)
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_a_constant_on_a_list_cancels_and_absent_answers_do_not_count(name):
+    loss = make_loss(name)
+    rewards, scores = torch.randn(2, 5, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    present = (torch.arange(4) < torch.tensor([4, 3, 2, 4, 3])[:, None]).expand(5, 4)
+    value = loss(RewardLists(rewards, scores, present))
+    shifted = rewards + torch.linspace(-2, 2, 5, dtype=torch.float64)[:, None]
+    torch.testing.assert_close(loss(RewardLists(shifted, scores, present)), value)
+    other = torch.where(present, rewards, 40.0), torch.where(present, scores, -40.0)
+    torch.testing.assert_close(loss(RewardLists(*other, present)), value)
+    torch.testing.assert_close(loss(RewardLists(rewards[1:2, :3], scores[1:2, :3], present[1:2, :3])), value[1:2])
+
+
+def test_all_pairs_of_a_list_are_the_mean_of_bradley_terry_over_them():
+    rewards, scores = torch.tensor([[[0.3, -1.0, 2.0, 0.7]], [[1.0, 3.0, 3.0, 2.0]]], dtype=torch.float64)
+    pairs_of = [(1, 3), (1, 0), (2, 3), (2, 0), (3, 0)]  # 1 and 2 tie
+    expected = sum(l(float(rewards[0, i] - rewards[0, j])) for i, j in pairs_of) / 5
+    found = make_loss("reward_all_pairs")(RewardLists(rewards, scores, torch.ones(1, 4, dtype=torch.bool)))
+    assert found.item() == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_listnet_rests_where_the_rewards_are_the_scores_over_the_temperature(temperature):
+    scores = torch.tensor([[1.0, -0.5, 2.0]], dtype=torch.float64)
+    rewards = (scores / temperature + 3).requires_grad_()
+    loss = make_loss("reward_listnet", temperature=temperature)
+    value = loss(RewardLists(rewards, scores, torch.ones(1, 3, dtype=torch.bool)))
+    p = (scores / temperature).softmax(1)
+    assert value.item() == pytest.approx(-(p * p.log()).sum().item(), rel=1e-12)  # entropy: no reward can do better
+    assert torch.autograd.grad(value.sum(), rewards)[0].abs().max() < 1e-12
 
 
 @pytest.mark.parametrize("name", PAIRS)

@@ -78,6 +78,12 @@ def test_the_head_starts_with_variance_one_over_width_plus_one():
     assert model.head.bias.item() == 0
 
 
+@pytest.mark.parametrize("std", [0.0, 0.2])
+def test_the_head_starts_with_the_deviation_asked_for(std):
+    model = ScalarHead(torch.nn.Linear(1, 1), 4000, torch.Generator().manual_seed(0), std)
+    assert model.head.weight.std().item() == pytest.approx(std, rel=0.05)
+
+
 @pytest.mark.parametrize("lora", [None, LORA])
 def test_every_draw_comes_from_the_given_generator(lora):
     torch.manual_seed(5)
