@@ -41,6 +41,9 @@ def check_reward(config: dict, algorithm: Algorithm) -> None:
             f"algorithm '{config['algorithm']['name']}' scores answers, but there is no reward: data source "
             f"'{config['data']['source']}' has no gold scorer. Set reward=learned reward.path=<run of reward_model>."
         )
+    if getattr(algorithm, "critic_init", None) == "reward_model" and reward["kind"] != "learned":
+        mend = "Set reward=learned reward.path=<run of reward_model>, or algorithm.critic_init=auto."
+        raise ConfigError(f"algorithm.critic_init 'reward_model' needs one, and reward is '{reward['kind']}'. {mend}")
     if reward["kind"] == "learned":
         trained_weights(reward["path"], "reward_model")
     if reward["kind"] == "proxy":

@@ -22,13 +22,17 @@ class ScalarHead(nn.Module):
     """A decoder and a linear map to one number, computed in float32 (in float64 where the head is).
 
     The map starts with bias 0 and weights N(0, 1/(d + 1)) drawn from `generator`, d the decoder's width
-    (Stiennon et al. 2020): outputs of about unit size on normalised activations.
+    (Stiennon et al. 2020): outputs of about unit size on normalised activations. A backbone that is not its `own` is
+    no part of it: neither its parameters nor its weight file have it, but gradients reach it.
     """
 
-    def __init__(self, backbone: nn.Module, width: int, generator: torch.Generator):
+    def __init__(self, backbone: nn.Module, width: int, generator: torch.Generator, own: bool = True):
         super().__init__()
         weight = next(backbone.parameters())
-        self.backbone = backbone
+        if own:
+            self.backbone = backbone
+        else:
+            object.__setattr__(self, "backbone", backbone)
         self.head = nn.utils.skip_init(nn.Linear, width, 1, dtype=torch.promote_types(weight.dtype, torch.float32))
         nn.init.normal_(self.head.weight, std=(width + 1) ** -0.5, generator=generator)
         nn.init.zeros_(self.head.bias)
@@ -75,6 +79,11 @@ def scalar_model(policy: nn.Module, lora: Mapping[str, Any] | None, generator: t
     if wants_adapter(lora):
         backbone = _with_adapter(backbone, lora, generator)
     return _trainable(ScalarHead(backbone, policy.config.hidden_size, generator).eval())
+
+
+def shared_head(policy: nn.Module, generator: torch.Generator) -> ScalarHead:
+    """A scalar head on the policy's own decoder, which stays the policy's to keep."""
+    return ScalarHead(backbone_of(policy), policy.config.hidden_size, generator, own=False).eval()
 
 
 def state_values(model: ScalarHead, sequences: Sequences) -> Tensor:
