@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from rlpref import checkpoint
+from rlpref.algorithms.natural import check_size
 from rlpref.binding import ConfigError, choose
 from rlpref.build_rewards import add_rewards, require_same_model
 from rlpref.check import Checked
@@ -49,6 +50,7 @@ def build(config: dict, checked: Checked) -> Parts:
     loaded, initial, reference_hash = start.loaded, start.initial, start.hash
     policy = loaded.policy
     _check_lengths(policy, data, config["model"].get("prompt_tokens") or 0)
+    check_size(checked.algorithm, policy)
     gold = choose(GOLD, str(data["gold"]), "data.gold")(task, loaded.tokenizer)
     preferences = _shared_data(config, reference_hash, lambda: _make_data(config, loaded.tokenizer, policy, task, gold))
     models = Models(

@@ -34,7 +34,7 @@ SECTIONS = (
 )
 POSITIVE = {"rounds", "epochs", "batch_size", "prompts_per_round", "k", "times", "prompts", "pairs"}
 POSITIVE |= {"micro_batch_size", "micro_batch_tokens", "chunk", "log_every", "checkpoint_every", "max_steps"}
-POSITIVE |= {"rows", "concurrency"}
+POSITIVE |= {"rows", "concurrency", "dynamic_sampling"}
 
 
 @dataclass
@@ -158,7 +158,7 @@ def _check_rollout(rollout: dict, model: dict, algorithm: str, name: str) -> Any
         reason = (
             "its gradient needs the policy's own samples, token by token, and a server's are drawn with other rounding "
             "or come back as text"
-            if algorithm in ("ppo", "reinforce", "grouped")
+            if algorithm in ("ppo", "a2c", "trpo", "reinforce", "grouped")
             else "it samples nothing while it trains"
         )
         raise ConfigError(f"algorithm '{name}' cannot use rollout '{rollout['kind']}': {reason}. Set rollout=local.")

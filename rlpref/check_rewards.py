@@ -46,6 +46,9 @@ def check_reward(config: dict, algorithm: Algorithm) -> None:
             "algorithm.head_std 0 leaves model 'tabular' where it is: its vectors are 0 at the end of an answer, and "
             "of two zeros neither has a gradient. Set algorithm.head_std=null."
         )
+    if getattr(algorithm, "critic_init", None) == "reward_model" and reward["kind"] != "learned":
+        mend = "Set reward=learned reward.path=<run of reward_model>, or algorithm.critic_init=auto."
+        raise ConfigError(f"algorithm.critic_init 'reward_model' needs one, and reward is '{reward['kind']}'. {mend}")
     if reward["kind"] == "learned":
         trained_weights(reward["path"], "reward_model")
     if reward["kind"] == "proxy":

@@ -143,6 +143,8 @@ class Trainer:
         """One optimizer step on the weighted mean over each run's minibatch; its metrics [runs]."""
         self.optimizer.zero_grad()
         row = backward(self.algorithm, self.models, batch, self.passes, self.trained)
+        if before_step := getattr(self.algorithm, "before_step", None):
+            row |= before_step(self.models, batch, self.at.round)
         norm = clip(self.trained, self.runs[0].optimizer.max_grad_norm)
         self._require_finite(row["loss"], norm)
         charge_tokens(self.costs, token_counts(batch))

@@ -46,7 +46,8 @@ METHODS = {
     "rejection": ["algorithm=rejection", *ONLINE],
 }
 METHODS = {name: [*settings, "algorithm.batch_size=16"] for name, settings in METHODS.items()}
-METHODS["reinforce"] = ["algorithm=reinforce", "algorithm.rounds=9", "algorithm.prompts_per_round=8", "algorithm.k=4"]
+EACH = ["algorithm.rounds=9", "algorithm.prompts_per_round=8", "algorithm.k=4"]
+METHODS |= {name: [f"algorithm={name}", *EACH] for name in ("reinforce", "a2c", "trpo")}
 
 WORDS = ["good", "bad", "great", "awful", "happy", "sad", "love", "hate"]
 WORDS += ["the", "film", "was", "very", "and", "it"]

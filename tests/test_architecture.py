@@ -131,6 +131,49 @@ def test_files_and_functions_stay_small(file):
             assert lines <= 60, f"{node.name} has {lines} lines"
 
 
+ALGORITHMS = sorted((PACKAGE / "algorithms").glob("*.py"))
+SHARED = {"common.py"}  # what several algorithms share is theirs together
+
+
+def code_lines(text: str) -> list[str]:
+    """Lines that say something, without their indentation; imports, which stand in the one order there is, are out."""
+    imports = {
+        line
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for line in range(node.lineno, node.end_lineno + 1)
+    }
+    lines = enumerate(text.splitlines(), 1)
+    return [line.strip() for number, line in lines if line.strip() and number not in imports]
+
+
+def copied(first: str, second: str, length: int = 6) -> set[str]:
+    """Blocks of so many lines that both texts hold."""
+    blocks = [
+        {"\n".join(lines[at : at + length]) for at in range(len(lines) - length + 1)}
+        for lines in map(code_lines, (first, second))
+    ]
+    return blocks[0] & blocks[1]
+
+
+@pytest.mark.parametrize("file", [f for f in ALGORITHMS if f.name not in SHARED], ids=lambda file: file.name)
+def test_an_algorithm_is_one_small_file(file):
+    assert len(file.read_text().splitlines()) <= 120
+
+
+@pytest.mark.parametrize("file", ALGORITHMS, ids=lambda file: file.name)
+def test_no_two_algorithms_share_a_copied_block(file):
+    others = {other.name: copied(file.read_text(), other.read_text()) for other in ALGORITHMS if other != file}
+    assert not {name: blocks for name, blocks in others.items() if blocks}
+
+
+def test_a_copied_block_is_found():
+    block = "\n".join(f"    a{i} = {i}" for i in range(6))
+    one, other = f"import torch\n\ndef f():\n{block}\n", f"def g():\n    b = 1\n\n{block}\n"
+    assert copied(one, other) == {block.replace("    ", "")}
+    assert not copied(one, other.replace("a3", "c3"))
+
+
 def test_no_module_is_named_utils():
     assert not [file for file in FILES if file.stem in ("utils", "util", "helpers", "misc", "common_utils")]
     assert not list(PACKAGE.rglob("utils"))

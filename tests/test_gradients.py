@@ -54,6 +54,7 @@ GROUPED = {
     "eos_rule": "none",
     "eos_penalty": None,
     "lr_scale": 1.0,
+    "dynamic_sampling": None,
 }
 GRPO = {"loss": {"name": "grpo", "cliprange": 0.2, "kl_coef": 0.1}, "kl": "loss", "advantages": "std"}
 GSPO = {"loss": {"name": "gspo", "cliprange_low": 0.1, "cliprange_high": 0.1}, "kl": "reward", "advantages": "mean"}

@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+from rlpref.algorithms.a2c import a2c
 from rlpref.algorithms.algorithm import Algorithm
 from rlpref.algorithms.grouped import grouped
 from rlpref.algorithms.iterative import iterative
 from rlpref.algorithms.offline import offline
-from rlpref.algorithms.ppo import PPO
+from rlpref.algorithms.ppo import ppo
 from rlpref.algorithms.reinforce import Reinforce
 from rlpref.algorithms.rejection import rejection
 from rlpref.algorithms.reward_model import reward_model
 from rlpref.algorithms.sft import SFT
+from rlpref.algorithms.trpo import trpo
 from rlpref.binding import bind, choose
 
 ALGORITHMS = {
+    "a2c": a2c,
     "grouped": grouped,
     "iterative": iterative,
     "offline": offline,
-    "ppo": PPO,
+    "ppo": ppo,
     "reinforce": Reinforce,
     "rejection": rejection,
     "reward_model": reward_model,
     "sft": SFT,
+    "trpo": trpo,
 }
 
 

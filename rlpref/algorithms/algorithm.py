@@ -73,7 +73,11 @@ def charge_tokens(costs: list[Costs], tokens: Tensor) -> None:
 
 
 class Algorithm(Protocol):
-    """Offline, iterative and on-policy methods differ in `rounds` and in what `collect` returns."""
+    """Offline, iterative and on-policy methods differ in `rounds` and in what `collect` returns.
+
+    One may have `before_step(models, batch, index)`, too: called between the gradient of a minibatch of round `index`
+    and the optimizer, it may take gradients away or move parameters itself, and returns metrics [runs]. Like `loss` it
+    keeps nothing: a run is resumed from parameters, optimizer and what is carried."""
 
     needs_reward: ClassVar[bool]  # whether `collect` scores answers
     rounds: int

@@ -113,8 +113,8 @@ def score_by_rule(
 
 
 def after_eos_rule(scores: Tensor, finished: Tensor, rule: str, penalty: float | None) -> Tensor:
-    """[B] scores once the rule for answers without EOS is applied."""
-    if rule == "none":
+    """[B] scores once the rule for answers without EOS is applied; `bootstrap` needs a critic, and is its owner's."""
+    if rule in ("none", "bootstrap"):
         return scores
     cut = scores - penalty if rule == "subtract" else torch.full_like(scores, -penalty)
     return torch.where(finished, scores, cut)
@@ -137,6 +137,16 @@ def check_rollout_start(models: Models, batch: Rollouts) -> None:
 def whole_returns(scores: Tensor, logps: Tensor, ref_logps: Tensor, beta: float | Tensor) -> Tensor:
     """[B] score less beta log policy/ref of the whole answer; beta is one number or one for each run."""
     return scores - spread(beta, len(scores)) * (logps - ref_logps).sum(1)
+
+
+def whole_answers(samples: Samples, ref_logps: Tensor, scores: Tensor, returns: Tensor, advantages: Tensor) -> Rollouts:
+    """Rollouts whose tokens all have the return and the advantage [B] of their answer; the value is what the one is
+    above the other."""
+    mask = samples.sequences.mask
+    values, advantages, returns = (
+        torch.where(mask, of_answer[:, None], 0.0) for of_answer in (returns - advantages, advantages, returns)
+    )
+    return Rollouts(samples.sequences, samples.logps, ref_logps, values, advantages, returns, scores)
 
 
 def ratio_metrics(

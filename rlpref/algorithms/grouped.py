@@ -10,14 +10,14 @@ an answer's tokens against its sum: GRPO ends elsewhere (`experiments/README.md`
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-import torch
 from torch import Tensor
 
 from rlpref.algorithms import common
 from rlpref.algorithms.algorithm import Loss, Round
+from rlpref.algorithms.resampling import sample_mixed, uniform
 from rlpref.binding import ConfigError
 from rlpref.data.preferences import PreferenceData
 from rlpref.losses import RolloutLogps, make_objective, reduced
@@ -34,7 +34,7 @@ class Grouped:
     """`advantages` from the return of an answer: less the `mean` of its group; the same over the group's standard
     deviation (`std`); less the mean of the other k - 1 (`leave_one_out`); less the mean of the whole round over its
     standard deviation (`batch_std`). `kl` says where the KL to the reference stands: in the `reward`, or in the `loss`,
-    which must have it. `eos_rule` as in PPO."""
+    which must have it. `dynamic_sampling`: how often groups of one score are drawn again. `eos_rule` as in PPO."""
 
     needs_reward: ClassVar[bool] = True
     objective: Objective
@@ -48,27 +48,24 @@ class Grouped:
     k: int
     eos: tuple[str, float | None]
     lr_scale: float
-    trains: dict[str, float] = field(init=False)
+    dynamic_sampling: int | None
 
-    def __post_init__(self):
-        self.trains = {"policy": self.lr_scale}
+    @property
+    def trains(self) -> dict[str, float]:
+        return {"policy": self.lr_scale}
 
     def examples(self, data: PreferenceData, index: int) -> int:
         return self.prompts_per_round * self.k
 
     def collect(self, models: Models, data: PreferenceData, round: Round) -> Rollouts:
-        prompts = common.choose_prompts(data.prompts, self.prompts_per_round, round.generators)
-        samples, ref_logps, scores = common.sample_and_score(models, prompts, self.k, round, self.eos, self.beta)
+        asked = self.prompts_per_round, self.k, round, self.eos, self.beta
+        samples, ref_logps, scores = sample_mixed(models, data.prompts, *asked, self.dynamic_sampling or 0)
         returns = common.whole_returns(scores, samples.logps, ref_logps, self.beta) if self.kl == "reward" else scores
         groups = returns.view(-1, self.k)
         advantages = self._advantages(groups, round.runs).flatten()
         round.metrics["objective/advantages_std"] = blocks(advantages, round.runs).std(1, correction=0)
-        round.metrics["groups/uniform"] = round.mean((groups.amax(1) - groups.amin(1)) < 1e-6)
-        mask = samples.sequences.mask
-        values, advantages, returns = (
-            torch.where(mask, of_answer[:, None], 0.0) for of_answer in (returns - advantages, advantages, returns)
-        )
-        return Rollouts(samples.sequences, samples.logps, ref_logps, values, advantages, returns, scores)
+        round.metrics["groups/uniform"] = round.mean(uniform(groups))
+        return common.whole_answers(samples, ref_logps, scores, returns, advantages)
 
     def _advantages(self, groups: Tensor, runs: int) -> Tensor:
         """[prompts, k] from returns [prompts, k]."""
@@ -104,19 +101,13 @@ def grouped(
     eos_rule: Literal["replace", "subtract", "none"],
     eos_penalty: float | None,
     lr_scale: float,
+    dynamic_sampling: int | None,
 ) -> Grouped:
     """`loss` is {"name": a loss of rollouts, its hyperparameters}."""
     objective = make_objective(loss, (RolloutLogps,))
     common.check_used_together("grouped", "eos_rule", eos_rule, eos_rule != "none", eos_penalty=eos_penalty)
     if k < 2:
         raise ConfigError(f"algorithm.k is {k}: an answer is measured by the others to its prompt, so give it two.")
-    _check_kl(objective, kl, beta)
-    counts = rounds, epochs, batch_size, prompts_per_round, k
-    return Grouped(objective, beta, kl, advantages, *counts, (eos_rule, eos_penalty), lr_scale)
-
-
-def _check_kl(objective: Objective, kl: str, beta: float) -> None:
-    """Raises ConfigError unless the KL to the reference counts once, with weight beta."""
     name, key = objective.entry.name, objective.entry.regularisation or "kl_coef"
     if kl == "reward" and objective.reads_reference:
         raise ConfigError(f"loss '{name}' has a KL to the reference of its own: set algorithm.kl=loss.")
@@ -124,3 +115,5 @@ def _check_kl(objective: Objective, kl: str, beta: float) -> None:
         raise ConfigError(f"loss '{name}' has no KL to the reference: set algorithm.kl=reward.")
     if kl == "loss" and objective.loss.keywords.get(key) != beta:
         raise ConfigError(f"algorithm.loss.{key} is the weight of the KL and must be beta, {beta}: set beta alone.")
+    counts = rounds, epochs, batch_size, prompts_per_round, k
+    return Grouped(objective, beta, kl, advantages, *counts, (eos_rule, eos_penalty), lr_scale, dynamic_sampling)

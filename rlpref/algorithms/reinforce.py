@@ -14,24 +14,15 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from rlpref.algorithms import carried, common
 from rlpref.algorithms.algorithm import Loss, Round
-from rlpref.algorithms.common import (
-    check_rollout_start,
-    check_used_together,
-    choose_prompts,
-    sample_and_score,
-    sample_answers,
-    score_by_rule,
-    whole_returns,
-)
 from rlpref.binding import ConfigError
 from rlpref.data.preferences import PreferenceData
 from rlpref.losses import reduced, reinforce
 from rlpref.losses.inputs import RolloutLogps
 from rlpref.models.bundle import Models, in_chunks
-from rlpref.ops.baselines import leave_one_out, moving_mean
+from rlpref.ops.baselines import leave_one_out
 from rlpref.ops.blocks import blocks, spread
-from rlpref.ops.masked import last_masked
 from rlpref.types import Prompts, Rollouts
 
 
@@ -55,8 +46,8 @@ class Reinforce:
 
     def __post_init__(self):
         cuts, moving = self.eos_rule != "none", self.baseline == "moving"
-        check_used_together("reinforce", "eos_rule", self.eos_rule, cuts, eos_penalty=self.eos_penalty)
-        check_used_together("reinforce", "baseline", self.baseline, moving, baseline_rate=self.baseline_rate)
+        common.check_used_together("reinforce", "eos_rule", self.eos_rule, cuts, eos_penalty=self.eos_penalty)
+        common.check_used_together("reinforce", "baseline", self.baseline, moving, baseline_rate=self.baseline_rate)
         if moving and not 0 < self.baseline_rate <= 1:
             raise ConfigError(f"algorithm.baseline_rate must be above 0 and at most 1, not {self.baseline_rate}.")
         if self.baseline == "leave_one_out" and self.k < 2:
@@ -75,36 +66,29 @@ class Reinforce:
         return self.batch_size
 
     def collect(self, models: Models, data: PreferenceData, round: Round) -> Rollouts:
-        prompts = choose_prompts(data.prompts, self.prompts_per_round, round.generators)
+        prompts = common.choose_prompts(data.prompts, self.prompts_per_round, round.generators)
         eos = self.eos_rule, self.eos_penalty
-        samples, ref_logps, scores = sample_and_score(models, prompts, self.k, round, eos, self.beta)
-        returns = whole_returns(scores, samples.logps, ref_logps, self.beta)
+        samples, ref_logps, scores = common.sample_and_score(models, prompts, self.k, round, eos, self.beta)
+        returns = common.whole_returns(scores, samples.logps, ref_logps, self.beta)
         greedy = self.baseline == "greedy"
         baselines = self._greedy(models, prompts, round) if greedy else self._baselines(returns, round)
         round.metrics["objective/advantages_std"] = blocks(returns - baselines, round.runs).std(1, correction=0)
-        mask = samples.sequences.mask
-        values, advantages, returns = (
-            torch.where(mask, of_answer[:, None], 0.0) for of_answer in (baselines, returns - baselines, returns)
-        )
-        return Rollouts(samples.sequences, samples.logps, ref_logps, values, advantages, returns, scores)
+        return common.whole_answers(samples, ref_logps, scores, returns, returns - baselines)
 
     def _greedy(self, models: Models, prompts: Prompts, round: Round) -> Tensor:
         """[B] for each answer the return of the greedy one to its prompt."""
-        answers = sample_answers(models, prompts, 1, round, greedy=True).sequences
-        _, _, scores = score_by_rule(models, answers, round, (self.eos_rule, self.eos_penalty))
+        answers = common.sample_answers(models, prompts, 1, round, greedy=True).sequences
+        _, _, scores = common.score_by_rule(models, answers, round, (self.eos_rule, self.eos_penalty))
         logps = in_chunks(lambda part: models.policy_logps(part)[0], answers, models.chunk)
-        return whole_returns(scores, logps, models.ref_logps(answers), self.beta).repeat_interleave(self.k)
+        return common.whole_returns(scores, logps, models.ref_logps(answers), self.beta).repeat_interleave(self.k)
 
     def _baselines(self, returns: Tensor, round: Round) -> Tensor:
         """[B] what is taken off each return; nothing of it depends on the answer itself."""
         if self.baseline == "leave_one_out":
             return leave_one_out(returns.view(-1, self.k)).flatten()
-        if self.baseline == "none" or round.previous is None:
-            return torch.zeros_like(returns)
-        before = round.previous  # carries its baseline and its returns, through a checkpoint too
-        past = blocks(whole_returns(before.scores, before.logps, before.ref_logps, self.beta), round.runs)
-        mean = blocks(before.values.gather(1, last_masked(before.sequences.mask)[:, None]), round.runs)[:, 0, 0]
-        return spread(moving_mean(mean, past, self.baseline_rate), len(returns))
+        if self.baseline == "moving":
+            return spread(carried.baseline(returns, round, self.baseline_rate), len(returns))
+        return torch.zeros_like(returns)
 
     def loss(self, models: Models, batch: Rollouts) -> Loss:
         batch = batch.trimmed()
@@ -114,4 +98,4 @@ class Reinforce:
         return Loss(*reduced(per_token, mask, "sequence_sum"), {})
 
     def check_start(self, models: Models, batch: Rollouts) -> None:
-        check_rollout_start(models, batch)
+        common.check_rollout_start(models, batch)

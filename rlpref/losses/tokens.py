@@ -11,8 +11,10 @@ def nll(logps: Tensor) -> Tensor:
     return -logps
 
 
-def value_clip(values: Tensor, old_values: Tensor, returns: Tensor, cliprange_value: float) -> Tensor:
+def value_clip(values: Tensor, old_values: Tensor, returns: Tensor, cliprange_value: float | None) -> Tensor:
     """0.5 max((V - R)^2, (clip(V, V_old +- cliprange_value) - R)^2), V_old the critic when it was sampled.
-    The clipped value loss of OpenAI's PPO; Engstrom et al. 2020 (2005.12729), section 3."""
+    None: no clip. The clipped value loss of OpenAI's PPO; Engstrom et al. 2020 (2005.12729), section 3."""
+    if cliprange_value is None:
+        return 0.5 * (values - returns) ** 2
     clipped = old_values + (values - old_values).clamp(-cliprange_value, cliprange_value)
     return 0.5 * torch.maximum((values - returns) ** 2, (clipped - returns) ** 2)

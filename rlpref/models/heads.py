@@ -25,12 +25,24 @@ class ScalarHead(nn.Module):
 
     The map starts with bias 0 and normal weights drawn from `generator`, with the standard deviation `std`. None is
     1/sqrt(d + 1), d the decoder's width (Stiennon et al. 2020): outputs of about unit size on normalised activations.
+    A backbone that is not its `own` is no part of it: neither its parameters nor its weight file have it, but gradients
+    reach it.
     """
 
-    def __init__(self, backbone: nn.Module, width: int, generator: torch.Generator, std: float | None = None):
+    def __init__(
+        self,
+        backbone: nn.Module,
+        width: int,
+        generator: torch.Generator,
+        std: float | None = None,
+        own: bool = True,
+    ):
         super().__init__()
         weight = next(backbone.parameters())
-        self.backbone = backbone
+        if own:
+            self.backbone = backbone
+        else:
+            object.__setattr__(self, "backbone", backbone)
         self.head = nn.utils.skip_init(nn.Linear, width, 1, dtype=torch.promote_types(weight.dtype, torch.float32))
         std = (width + 1) ** -0.5 if std is None else std
         nn.init.normal_(self.head.weight, std=std, generator=generator)
@@ -83,6 +95,11 @@ def scalar_model(
     if wants_adapter(lora):
         backbone = _with_adapter(backbone, lora, generator)
     return _trainable(ScalarHead(backbone, policy.config.hidden_size, generator, head_std).eval())
+
+
+def shared_head(policy: nn.Module, generator: torch.Generator) -> ScalarHead:
+    """A scalar head on the policy's own decoder, which stays the policy's to keep."""
+    return ScalarHead(backbone_of(policy), policy.config.hidden_size, generator, own=False).eval()
 
 
 def state_values(model: ScalarHead, sequences: Sequences) -> Tensor:

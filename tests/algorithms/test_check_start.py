@@ -40,7 +40,16 @@ ALGORITHMS = {
     "ppo": ("ppo", ROUND | CLIPS | SCALES | EOS),
     "gspo": (
         "grouped",
-        ROUND | EOS | {"loss": {"name": "gspo"}, "beta": 0.1, "kl": "reward", "advantages": "mean", "lr_scale": 1.0},
+        ROUND
+        | EOS
+        | {
+            "loss": {"name": "gspo"},
+            "beta": 0.1,
+            "kl": "reward",
+            "advantages": "mean",
+            "lr_scale": 1.0,
+            "dynamic_sampling": None,
+        },
     ),
     "rejection": (
         "rejection",

@@ -28,6 +28,7 @@ SETTINGS = {
     "eos_rule": "none",
     "eos_penalty": None,
     "lr_scale": 1.0,
+    "dynamic_sampling": None,
 }
 GRPO = {"loss": {"name": "grpo", "cliprange": 0.2, "kl_coef": BETA}, "kl": "loss", "advantages": "std"}
 

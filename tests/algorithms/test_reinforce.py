@@ -33,8 +33,9 @@ def reinforce(**changes):
     return make_algorithm("reinforce", SETTINGS | changes, "reinforce")
 
 
-def collect(algorithm, models, data, index=0, previous=None):
-    round = Round(index, [torch.Generator().manual_seed(index)], [Costs()], previous)
+def collect(algorithm, models, data, index=0, carried=None):
+    carried = {} if carried is None else carried
+    round = Round(index, [torch.Generator().manual_seed(index)], [Costs()], carried=carried)
     return algorithm.collect(models, data, round), round
 
 
@@ -77,9 +78,9 @@ def test_the_mean_gradient_is_the_exact_one(k, changes, random_policy, testbed_m
     data = testbed_data(task, models)
     drawn, chance = drawn_once(models, task, policy, k)
     algorithm = reinforce(k=k, **changes)
-    previous, _ = collect(algorithm, models, data)
+    _, before = collect(algorithm, models, data)
     models.engine = SimpleNamespace(sample=lambda *_: drawn)
-    rollouts, _ = collect(algorithm, models, data, 1, previous)
+    rollouts, _ = collect(algorithm, models, data, 1, before.carried)
     found = mean_gradient(algorithm.loss(models, rollouts), chance, models, task)
     exact = objective_gradient(task, policy, task.ref, task.rewards, BETA)
     torch.testing.assert_close(found, exact, atol=1e-6, rtol=0)  # gold scores are read in fp32
@@ -135,14 +136,14 @@ def test_the_greedy_baseline_is_the_return_of_the_greedy_answer(laboratory, task
 
 def test_the_moving_baseline_follows_the_returns_of_the_rounds_before(laboratory):
     models, data = laboratory
-    algorithm, expected, previous = reinforce(**MOVING), 0.0, None
+    algorithm, expected, carried = reinforce(**MOVING), 0.0, {}
     for index in range(3):
-        rollouts, _ = collect(algorithm, models, data, index, previous)
+        rollouts, _ = collect(algorithm, models, data, index, carried)
         mask = rollouts.sequences.mask
         torch.testing.assert_close(rollouts.values[mask], torch.full_like(rollouts.values[mask], expected))
         kl = (rollouts.logps - rollouts.ref_logps).sum(1)
         expected += 0.25 * (float((rollouts.scores - BETA * kl).mean()) - expected)
-        previous = rollouts
+        assert carried["baseline"].dtype == torch.float64
     assert abs(expected) > 1e-3
 
 
