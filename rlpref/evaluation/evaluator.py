@@ -72,6 +72,8 @@ class Evaluator:
         row |= {f"eval/distinct_{n}": distinct_n(answers, n) for n in (1, 2)}
         if measured.proxies is not None:
             put("proxy_reward", measured.proxies)
+        if measured.disagreements is not None:
+            put("reward_disagreement", measured.disagreements)
         if measured.rewards is None:
             return row, self._texts(step, samples, None)
         rewards = measured.rewards
