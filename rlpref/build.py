@@ -68,7 +68,7 @@ def build(config: dict, checked: Checked) -> Parts:
     )
     if checked.reference.cache and not task:
         _keep_log_probs(models, reference_hash, loaded.card, config["model"])
-    add_rewards(config, checked, models, task)
+    add_rewards(config, checked, models, task, preferences.prompts)
     if checked.computing:
         _prepare(models, checked.computing)
     return Parts(models, preferences, task, loaded.card, reference_hash)
@@ -81,7 +81,8 @@ def _engine_context(config: dict, tokenizer) -> EngineContext:
 
 def _prepare(models: Models, computing: Computing) -> None:
     """Every language model of the run computes alike."""
-    scorers = [models.critic, models.reward_model, getattr(models.reward, "model", None)]
+    rewards = getattr(models.reward, "members", [models.reward])
+    scorers = [models.critic, models.reward_model, *(getattr(reward, "model", None) for reward in rewards)]
     decoders = [scorer.backbone for scorer in scorers if scorer]
     for decoder in decoders:
         computing.cast(decoder)

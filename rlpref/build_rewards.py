@@ -2,37 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 import yaml
 
 from rlpref import checkpoint
+from rlpref.algorithms.common import choose_prompts
 from rlpref.binding import ConfigError, hyperparameters
 from rlpref.check import Checked
-from rlpref.check_rewards import trained_weights
+from rlpref.check_rewards import reward_runs, trained_weights
+from rlpref.evaluation.measure import draw
 from rlpref.models.bundle import Models
 from rlpref.models.computing import Computing
 from rlpref.models.heads import ScalarHead, critic_from, scalar_model, shared_head
-from rlpref.rewards.learned import LearnedReward
+from rlpref.rewards.learned import EnsembleReward, LearnedReward, normalise
 from rlpref.testbed.rewards import proxy_scorer
 from rlpref.testbed.task import Testbed
+from rlpref.types import Prompts, Sequences
 
 
-def add_rewards(config: dict, checked: Checked, models: Models, task: Testbed | None) -> None:
-    """Reward model and critic where the run needs them."""
+def add_rewards(config: dict, checked: Checked, models: Models, task: Testbed | None, prompts: Prompts) -> None:
+    """Reward model and critic where the run needs them; of an ensemble a critic starts as the first member. `prompts` are those to train on."""
     lora, trains = config["model"].get("lora"), checked.algorithm.trains
     generator = torch.Generator().manual_seed(config["seed"])
     models.reward = models.gold if config["reward"]["kind"] == "gold" else None
-    learned = None
-    if config["reward"]["kind"] == "learned":
-        learned = _load_reward_model(config, models, scalar_model(models.policy, lora, generator))
-        models.reward = LearnedReward(learned.requires_grad_(False), models.chunk)
+    learned = []
+    if config["reward"]["kind"] in ("learned", "ensemble"):
+        learned = _learned(config, models, lambda: scalar_model(models.policy, lora, generator), prompts)
+        models.reward = learned[0] if config["reward"]["kind"] == "learned" else _ensemble(config["reward"], learned)
     if "reward_model" in trains:
         head_std = checked.algorithm.head_std
         models.reward_model = scalar_model(models.policy, lora, generator, head_std).to(models.device)
     if "critic" in trains:
-        models.critic = _critic(checked.algorithm, models, lora, learned, generator).to(models.device)
+        first = learned[0].model if learned else None
+        models.critic = _critic(checked.algorithm, models, lora, first, generator).to(models.device)
     if config["reward"]["kind"] == "proxy":
         models.reward = proxy_scorer(task, **{key: config["reward"][key] for key in ("nu", "scale", "seed")})
 
@@ -56,11 +61,32 @@ def _critic(algorithm, models: Models, lora: dict | None, learned: ScalarHead | 
     return critic
 
 
-def _load_reward_model(config: dict, models: Models, empty: ScalarHead) -> ScalarHead:
-    path = Path(config["reward"]["path"])
-    require_same_model(config, path, "reward.path", ("model", "testbed", "init"))
-    checkpoint.load_weights(empty, trained_weights(path, "reward_model"))
-    return empty.to(models.device)
+def _learned(config: dict, models: Models, empty: Callable[[], ScalarHead], prompts: Prompts) -> list[LearnedReward]:
+    """The trained reward models of the run, normalised where that is asked for."""
+    key, paths = reward_runs(config["reward"])
+    found = []
+    for path in paths:
+        require_same_model(config, Path(path), key, ("model", "testbed", "init"))
+        model = empty()
+        checkpoint.load_weights(model, trained_weights(path, "reward_model", key))
+        found.append(LearnedReward(model.to(models.device).requires_grad_(False), models.chunk))
+    if n := config["reward"].get("normalise"):
+        samples = _answers_before_training(models, prompts, n, config["data"]["seed"])
+        found = [normalise(reward, samples) for reward in found]
+    return found
+
+
+def _ensemble(settings: dict, members: list[LearnedReward]) -> EnsembleReward:
+    return EnsembleReward(members, settings["combine"], settings.get("variance_weight"))
+
+
+def _answers_before_training(models: Models, prompts: Prompts, n: int, seed: int) -> Sequences:
+    """n answers of the policy as it is before training, each to a prompt of its own while there are enough. Runs that
+    differ in their own seed alone share them."""
+    generators = [torch.Generator(models.device).manual_seed(3_000_017 + seed)]
+    asked = choose_prompts(prompts.to(models.device), n, generators)
+    with models.initial.active() as initial:
+        return draw(initial, models, asked, 1, [4_000_037 + seed]).sequences
 
 
 def require_same_model(config: dict, run: Path, key: str, sections: tuple[str, ...]) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from rlpref import checkpoint
 from rlpref.algorithms import Algorithm
 from rlpref.binding import ConfigError, bind, choose
 from rlpref.rewards.gold import VaderScorer
+from rlpref.rewards.learned import Combine
 from rlpref.testbed.models import TESTBED_MODELS
 from rlpref.testbed.task import TestbedScorer
 
@@ -22,13 +24,24 @@ GOLD = {
 def _no_settings(): ...
 
 
-def _learned(path: str): ...
+def _learned(path: str, normalise: int | None = None): ...
+
+
+def _ensemble(
+    paths: Sequence[str], combine: Combine, variance_weight: float | None = None, normalise: int | None = None
+): ...
 
 
 def _proxy(nu: float, scale: float, seed: int): ...
 
 
-REWARDS = {"gold": _no_settings, "none": _no_settings, "learned": _learned, "proxy": _proxy}
+REWARDS = {
+    "gold": _no_settings,
+    "none": _no_settings,
+    "learned": _learned,
+    "ensemble": _ensemble,
+    "proxy": _proxy,
+}
 
 
 def check_reward(config: dict, algorithm: Algorithm) -> None:
@@ -46,11 +59,11 @@ def check_reward(config: dict, algorithm: Algorithm) -> None:
             "algorithm.head_std 0 leaves model 'tabular' where it is: its vectors are 0 at the end of an answer, and "
             "of two zeros neither has a gradient. Set algorithm.head_std=null."
         )
-    if getattr(algorithm, "critic_init", None) == "reward_model" and reward["kind"] != "learned":
+    if getattr(algorithm, "critic_init", None) == "reward_model" and reward["kind"] not in ("learned", "ensemble"):
         mend = "Set reward=learned reward.path=<run of reward_model>, or algorithm.critic_init=auto."
         raise ConfigError(f"algorithm.critic_init 'reward_model' needs one, and reward is '{reward['kind']}'. {mend}")
-    if reward["kind"] == "learned":
-        trained_weights(reward["path"], "reward_model")
+    if reward["kind"] in ("learned", "ensemble"):
+        _check_learned(reward)
     if reward["kind"] == "proxy":
         if config["model"]["kind"] not in TESTBED_MODELS:
             raise ConfigError("reward 'proxy' is made from the testbed's gold reward: it needs model=tabular or tiny.")
@@ -58,10 +71,36 @@ def check_reward(config: dict, algorithm: Algorithm) -> None:
             raise ConfigError(f"reward.nu must be above 0, not {reward['nu']}.")
 
 
-def trained_weights(run_folder: str | os.PathLike, name: str) -> Path:
-    """The weights of that name in a run folder's last checkpoint; ConfigError where there are none."""
+def reward_runs(reward: dict) -> tuple[str, list[str]]:
+    """The key of a learned reward's or an ensemble's run folders, and the folders."""
+    return ("reward.path", [reward["path"]]) if reward["kind"] == "learned" else ("reward.paths", reward["paths"])
+
+
+def _check_learned(reward: dict) -> None:
+    key, paths = reward_runs(reward)
+    for path in paths:
+        trained_weights(path, "reward_model", key)
+    if reward.get("normalise") is not None and reward["normalise"] < 2:
+        raise ConfigError(f"reward.normalise needs at least 2 answers, not {reward['normalise']}.")
+    if reward["kind"] == "learned":
+        return
+    if len({Path(path).resolve() for path in paths}) < max(2, len(paths)):
+        raise ConfigError(f"reward.paths must name two different runs or more, not {paths}.")
+    weight = reward.get("variance_weight")
+    if (reward["combine"] == "variance") != (weight is not None):
+        raise ConfigError(
+            f"reward.variance_weight is {weight}, and reward.combine '{reward['combine']}': the weight belongs to "
+            "reward.combine=variance, which needs it, and to nothing else."
+        )
+    if weight is not None and not weight >= 0:
+        raise ConfigError(f"reward.variance_weight must not be below 0, but is {weight}.")
+
+
+def trained_weights(run_folder: str | os.PathLike, name: str, key: str | None = None) -> Path:
+    """The weights of that name in a run folder's last checkpoint; ConfigError, which names the `key` (None: init for a
+    policy, else reward.path), where there are none."""
     path, _ = checkpoint.latest(Path(run_folder) / "checkpoints")
     if path is None or not (path / f"{name}.safetensors").exists():
-        key = "init" if name == "policy" else "reward.path"
+        key = key or ("init" if name == "policy" else "reward.path")
         raise ConfigError(f"{key}: '{run_folder}' is no run folder with a trained {name}.")
     return path / f"{name}.safetensors"

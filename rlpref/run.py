@@ -290,6 +290,7 @@ def _card(config: dict, parts: Parts, exact: ExactEvaluator | None) -> dict:
         "reference_hash": parts.reference_hash,
         "data": data,
         "reward": getattr(parts.models.reward, "name", None),
+        "reward_normalised": getattr(parts.models.reward, "normalised", None),
         "gold": getattr(parts.models.gold, "name", None),
         "algorithm": config["algorithm"],
         "temperature": config["temperature"],

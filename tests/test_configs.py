@@ -62,6 +62,12 @@ CASES = {
         *["data.preference=ties", "+data.preference_options.band=0.2", "+data.preference_options.rule=drop"],
     ],
     "ppo on a learned reward": [*runs.TESTBED, *M["ppo"], "reward=learned", "reward.path={reward_model}"],
+    "ensemble": [
+        *runs.TESTBED,
+        *M["rejection"],
+        "reward=ensemble",
+        "reward.paths=[{reward_model},{reward_model_kwise}]",
+    ],
     "iterative on a learned reward": [
         *[*runs.TESTBED, *M["iterative_dpo"]],
         *["reward=learned", "reward.path={reward_model}"],
@@ -140,7 +146,8 @@ def places(tmp_path_factory):
     runs.write_jsonl(root / "pairs.jsonl")
     write_lists(root / "lists.jsonl")
     write_hh(root / "dialogues.jsonl.gz")
-    runs.run(root / "reward_model", *runs.TESTBED, *M["reward_model"])
+    for method in ("reward_model", "reward_model_kwise"):
+        runs.run(root / method, *runs.TESTBED, *M[method])
     with stub_server() as server:
         server.replies = some_answer
         yield places_on(root) | {"server": server.url}
@@ -161,6 +168,7 @@ def places_on(root):
         "hh": root / "dialogues.jsonl.gz",
         "some_hh": some_of_hh(root / "hh.jsonl"),
         "reward_model": root / "reward_model",
+        "reward_model_kwise": root / "reward_model_kwise",
     }
 
 
@@ -333,7 +341,8 @@ def test_a_reward_model_of_another_model_is_refused(places, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("overrides", "key"), [(["model=hf"], "name"), (["reward=learned"], "path"), (["data=jsonl"], "path")]
+    ("overrides", "key"),
+    [(["model=hf"], "name"), (["reward=learned"], "path"), (["reward=ensemble"], "paths"), (["data=jsonl"], "path")],
 )
 def test_a_value_that_only_the_user_knows_is_asked_for(overrides, key):
     with pytest.raises(MissingMandatoryValue, match=key):

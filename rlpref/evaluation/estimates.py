@@ -21,6 +21,17 @@ def mean_and_se(values: Tensor, all_prompts: bool) -> tuple[float, float]:
     return float(values.mean()), float(se)
 
 
+def with_se(name: str, values: Tensor) -> dict[str, float]:
+    """{name: mean, name_se: its standard error} of one value for each prompt or pair [B]."""
+    value, se = mean_and_se(values[:, None], all_prompts=False)
+    return {name: value, f"{name}_se": se}
+
+
+def share_right(name: str, margins: Tensor) -> dict[str, float]:
+    """How often a margin [B] is above 0, a tie counting one half, with its standard error: see `with_se`."""
+    return with_se(name, (margins > 0).double() + 0.5 * (margins == 0).double())
+
+
 def wins(rewards: Tensor, opponent: Tensor) -> tuple[Tensor, float]:
     """(win rate [prompts, k] of each answer against all k' answers of the opponent to the same prompt, a tie
     counting one half; share of ties). Arguments are [prompts, k] and [prompts, k']."""

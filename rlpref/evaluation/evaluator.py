@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from rlpref.data.preferences import PreferenceData
-from rlpref.evaluation.estimates import distinct_n, mean_and_se, wins
+from rlpref.evaluation.estimates import distinct_n, mean_and_se, share_right, wins
 from rlpref.evaluation.exact import ExactEvaluator
 from rlpref.evaluation.measure import Measured, draw, measure
-from rlpref.models.bundle import Models, in_chunks
-from rlpref.models.heads import answer_scores
+from rlpref.evaluation.reward_model import gold_agreement, judge_pairs, scored
+from rlpref.models.bundle import Models
 from rlpref.rewards.scorer import completion_ids, completion_texts
 from rlpref.rollout.sampler import ends_with_eos
 from rlpref.types import Pairs, Prompts, Samples
@@ -72,6 +72,8 @@ class Evaluator:
         row |= {f"eval/distinct_{n}": distinct_n(answers, n) for n in (1, 2)}
         if measured.proxies is not None:
             put("proxy_reward", measured.proxies)
+        if measured.disagreements is not None:
+            put("reward_disagreement", measured.disagreements)
         if measured.rewards is None:
             return row, self._texts(step, samples, None)
         rewards = measured.rewards
@@ -125,17 +127,19 @@ class Evaluator:
         chosen, rejected = measured.chosen, measured.rejected
         margins = (chosen - ref_chosen) - (rejected - ref_rejected)
         return {
-            **_accuracy("eval/accuracy", margins),
+            **share_right("eval/accuracy", margins),
             "eval/logps/chosen": float(chosen.double().mean()),
             "eval/logps/rejected": float(rejected.double().mean()),
         }
 
     def _reward_model(self, pairs: Pairs) -> dict[str, float]:
-        chosen, rejected = (
-            in_chunks(lambda part: answer_scores(self.models.reward_model, part), side, self.models.chunk)
-            for side in (pairs.chosen, pairs.rejected)
-        )
-        return _accuracy("eval/reward_model/accuracy", chosen - rejected)
+        model, chunk = self.models.reward_model, self.models.chunk
+        found = judge_pairs(model, pairs, chunk)
+        if self.models.gold is not None:
+            samples, gold = self._reference_answers(self.test_prompts())
+            scores = scored(model, samples.sequences, chunk)
+            found |= gold_agreement(scores.view(-1, self.k), gold.view(-1, self.k))
+        return {f"eval/reward_model/{name}": value for name, value in found.items()}
 
 
 def evaluate(evaluators: list[Evaluator], models: Models, step: int) -> list[tuple[dict[str, float], list[dict]]]:
@@ -150,9 +154,3 @@ def measure_policies(evaluators: list[Evaluator], models: Models) -> list[Measur
         return [None] * len(evaluators)
     prompts, pairs = ([get() for get in each] for each in zip(*((e.test_prompts, e.test_pairs) for e in evaluators)))
     return measure(models, prompts, pairs, evaluators[0].k, [1_000_003 + e.seed for e in evaluators])
-
-
-def _accuracy(name: str, margins: Tensor) -> dict[str, float]:
-    right = (margins > 0).double() + 0.5 * (margins == 0).double()
-    value, se = mean_and_se(right[:, None], all_prompts=False)
-    return {name: value, f"{name}_se": se}

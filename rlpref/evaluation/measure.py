@@ -25,6 +25,7 @@ class Measured:
     compared: Comparison  # policy and initial reference on them
     rewards: Tensor | None  # [B] gold; None: there is none
     proxies: Tensor | None  # [B] what training scores with; None: the gold reward, or nothing
+    disagreements: Tensor | None  # [B] between the members of an ensemble that training scores with
     chosen: Tensor | None  # [pairs] log-probs of the held-out pairs; None: there are none
     rejected: Tensor | None
 
@@ -46,12 +47,14 @@ def measure(
     compared = models.compare_with_initial(samples.sequences)
     rewards = models.gold(samples.sequences) if models.gold else None
     proxies = models.reward(samples.sequences) if models.trains_on_a_proxy else None
+    disagreement = getattr(models.reward, "disagreement", None)
+    disagreements = disagreement and disagreement(samples.sequences)
     chosen, rejected = (None, None) if pairs[0] is None else _pair_logps(models, stack_rows(pairs, tree))
-    found = []
+    of_all, found = (rewards, proxies, disagreements, chosen, rejected), []
     for i in range(n):
         own, own_compared = own_rows(samples, i, n, tree), own_rows(compared, i, n, tree)
         own = replace(own, prompt=own.prompt - i * len(prompts[i]))
-        columns = (None if each is None else blocks(each, n)[i] for each in (rewards, proxies, chosen, rejected))
+        columns = (None if each is None else blocks(each, n)[i] for each in of_all)
         found.append(Measured(own, own_compared, *columns))
     return found
 

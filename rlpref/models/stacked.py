@@ -6,6 +6,7 @@ reordered, dropped or cut into chunks. Each run keeps its own parameters; the st
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -77,6 +78,8 @@ def stack_models(runs: list[Models]) -> Models:
     first = runs[0]
     if any(models.rule != first.rule for models in runs):
         raise Unstackable("the runs differ in their reference")
+    if any(getattr(m.reward, "normalised", None) != getattr(first.reward, "normalised", None) for m in runs):
+        raise Unstackable("the runs normalise their reward on different answers")
     if not all(isinstance(models.policy, TabularLM) for models in runs):
         raise Unstackable(f"{type(first.policy).__name__} has no replica axis")
     tree = first.policy.model.tree
@@ -123,6 +126,15 @@ class Unstacked:
     tree: AnswerTree
 
     def __call__(self, sequences: Sequences) -> Tensor:
+        return self.scorer(self._own(sequences))
+
+    @property
+    def disagreement(self) -> Callable[[Sequences], Tensor] | None:
+        """That of an ensemble."""
+        found = getattr(self.scorer, "disagreement", None)
+        return found and (lambda sequences: found(self._own(sequences)))
+
+    def _own(self, sequences: Sequences) -> Sequences:
         vocab, prompts = self.tree.vocab, self.tree.prompts
         ids = sequences.ids
-        return self.scorer(replace(sequences, ids=torch.where(ids >= vocab, vocab + (ids - vocab) % prompts, ids)))
+        return replace(sequences, ids=torch.where(ids >= vocab, vocab + (ids - vocab) % prompts, ids))

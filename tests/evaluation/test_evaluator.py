@@ -152,7 +152,15 @@ def test_a_reward_model_is_judged_by_its_order_of_held_out_pairs(build, case):
     leaves[..., 0] = case.rewards.flatten(1).float()
     pairs = evaluator.data.test
     right = (pairs.chosen_score > pairs.rejected_score).double() + 0.5 * (pairs.chosen_score == pairs.rejected_score)
-    assert evaluator(0)[0]["eval/reward_model/accuracy"] == pytest.approx(right.mean().item())
+    found = evaluator(0)[0]
+    assert found["eval/reward_model/accuracy"] == pytest.approx(right.mean().item())
+    assert found["eval/reward_model/gold_corr"] == pytest.approx(1)  # its scores are the gold rewards
+    longer = (pairs.chosen.lengths - pairs.rejected.lengths).sign()
+    assert found["eval/reward_model/longer_wins"] == pytest.approx((longer[longer != 0] > 0).double().mean().item())
+    margins = pairs.chosen_score - pairs.rejected_score
+    assert found["eval/reward_model/nll"] == pytest.approx(-margins.sigmoid().log().mean().item(), abs=1e-5)
+    bins = [value for key, value in found.items() if key.endswith("/pairs")]
+    assert sum(bins) == len(pairs)
 
 
 def test_the_evaluator_knows_where_the_pairs_come_from(build, case, random_policy):
