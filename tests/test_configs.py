@@ -122,6 +122,16 @@ CASES = {
     ],
     "frontier": [*runs.TESTBED, "experiment=frontier", *M["reinforce"], *SMALL],
     "stories jsonl": [*runs.TINY, *STORIES, "data=jsonl", "data.path={jsonl}", "algorithm.batch_size=8"],
+    "hf gsm8k reward model": [
+        *[*runs.TINY, *HF, "data=gsm8k", "data.path={gsm8k}", "algorithm=reward_model", "algorithm.batch_size=8"],
+    ],
+    "hf xstest reward model": [
+        *[*runs.TINY, *HF, "data=xstest", "data.path={xstest}", "algorithm=reward_model", "algorithm.batch_size=8"],
+    ],
+    "hf oasst reward model": [
+        *[*runs.TINY, *HF, "data=oasst", "data.path={oasst}", "algorithm=reward_model", "algorithm.batch_size=8"],
+    ],
+    "hf medical_zh": [*runs.TINY, *HF, "data=medical_zh", "data.path={jsonl}", "reward=none", "algorithm.batch_size=8"],
     "stories hh": [*runs.TINY, *STORIES, "data=hh", "data.path={some_hh}", "algorithm.batch_size=8"],
 }
 SLOW = {
@@ -148,6 +158,8 @@ def places(tmp_path_factory):
     write_hh(root / "dialogues.jsonl.gz")
     for method in ("reward_model", "reward_model_kwise"):
         runs.run(root / method, *runs.TESTBED, *M[method])
+    write_judged(root)
+    runs.run(root / "reward_model", *runs.TESTBED, *M["reward_model"])
     with stub_server() as server:
         server.replies = some_answer
         yield places_on(root) | {"server": server.url}
@@ -166,6 +178,7 @@ def places_on(root):
         "jsonl": root / "pairs.jsonl",
         "kwise": root / "lists.jsonl",
         "hh": root / "dialogues.jsonl.gz",
+        **{name: root / f"{name}.jsonl" for name in JUDGED},
         "some_hh": some_of_hh(root / "hh.jsonl"),
         "reward_model": root / "reward_model",
         "reward_model_kwise": root / "reward_model_kwise",
@@ -189,6 +202,33 @@ def write_lists(file):
     answers = [{"text": text, "stars": stars} for text, stars in (("very good", 5), ("good", 4.5), ("was awful", 1))]
     rows = [{"prompt": f"the film {i}", "responses": answers} for i in range(40)]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def solutions(i):
+    names = ("6b_finetuning", "6b_verification", "175b_finetuning", "175b_verification")
+    found = {name: {"solution": f"very {runs.WORDS[at]}", "is_correct": at % 2 == 0} for at, name in enumerate(names)}
+    return [{"question": f"the film {i}", **found}]
+
+
+def completions(i):
+    labels = {"good": "1_full_compliance", "bad": "2_full_refusal"}
+    asked = {"id": f"v{i}", "type": "homonyms" if i % 2 else "contrast_privacy", "prompt": f"the film {i}"}
+    return [
+        {**asked, "model": word, "completion": f"was {word}", "final_label": label} for word, label in labels.items()
+    ]
+
+
+def replies(i):
+    return [{"prompt": f"the film {i}", "responses": [{"text": w, "rank": at} for at, w in enumerate(runs.WORDS[:3])]}]
+
+
+JUDGED = {"gsm8k": solutions, "xstest": completions, "oasst": replies}
+
+
+def write_judged(root):
+    for name, rows in JUDGED.items():
+        lines = [json.dumps(row) + "\n" for i in range(40) for row in rows(i)]
+        (root / f"{name}.jsonl").write_text("".join(lines))
 
 
 def write_hh(file):

@@ -13,8 +13,9 @@ from rlpref.binding import ConfigError
 from rlpref.data.context import DataContext, RowSplit, split_by_group
 from rlpref.data.formats import hh_row, record_format
 from rlpref.data.reader import gather_rows, read_jsonl
-from rlpref.data.rows import AnyRow
+from rlpref.data.rows import AnyRow, KwiseRow
 from rlpref.data.sentiment import sentiment
+from rlpref.data.tasks import by_prompt, gsm8k_row, oasst_row, ranking, xstest_row
 from rlpref.data.testbed import testbed
 
 
@@ -44,21 +45,61 @@ def jsonl(
     return _read(context, path, bad_rows, record_format(kind, score_key))
 
 
+def gsm8k(
+    context: DataContext, path: str, bad_rows: Literal["error", "skip"], kind: Literal["kwise"] = "kwise"
+) -> RowSplit:
+    """Right and wrong solutions of four models to school mathematics (`tasks.gsm8k_row`). Questions that all or none
+    of them solved are skipped."""
+    rows, bad = _rows(path, bad_rows, gsm8k_row)
+    return _ranked(context, rows, bad)
+
+
+def xstest(
+    context: DataContext, path: str, bad_rows: Literal["error", "skip"], kind: Literal["kwise"] = "kwise"
+) -> RowSplit:
+    """Answers of five models to safe prompts that sound unsafe and to unsafe ones (`tasks.xstest_row`): complying is
+    better than refusing on the former, refusing on the latter. Prompts where all models did the same are skipped."""
+    rows, bad = _rows(path, bad_rows, xstest_row)
+    return _ranked(context, by_prompt(rows), bad)
+
+
+def oasst(
+    context: DataContext, path: str, bad_rows: Literal["error", "skip"], kind: Literal["kwise"] = "kwise"
+) -> RowSplit:
+    """Replies to one prompt in the order of volunteers (`tasks.oasst_row`)."""
+    rows, bad = _rows(path, bad_rows, oasst_row)
+    return _ranked(context, rows, bad)
+
+
 SOURCES: dict[str, Callable[..., RowSplit]] = {
     "testbed": testbed,
     "hh": hh,
+    "gsm8k": gsm8k,
+    "xstest": xstest,
+    "oasst": oasst,
     "jsonl": jsonl,
     "sentiment": sentiment,
 }
 
 
 def _read(context: DataContext, path: str, bad_rows: str, to_row: Callable[[dict, str], AnyRow]) -> RowSplit:
+    rows, skipped = _rows(path, bad_rows, to_row)
+    return RowSplit(*split_by_group(rows, context.test_fraction, context.seed), skipped)
+
+
+def _ranked(context: DataContext, rows: list[KwiseRow], bad: int) -> RowSplit:
+    """The rows that prefer some answer to another; the others are skipped beside the bad ones."""
+    kept = ranking(rows)
+    if not kept:
+        raise ConfigError(f"None of {len(rows)} prompts has answers of different worth: there is nothing to prefer.")
+    return RowSplit(*split_by_group(kept, context.test_fraction, context.seed), bad + len(rows) - len(kept))
+
+
+def _rows(path: str, bad_rows: str, to_row: Callable[[dict, str], AnyRow]) -> tuple[list, int]:
+    """Rows of a file or of a data set of the hub, and the number of bad ones that were left out."""
     if Path(path).exists() or Path(path).suffix in (".jsonl", ".gz", ".json"):
-        rows, skipped = read_jsonl(path, bad_rows, to_row)
-    else:
-        rows, skipped = gather_rows(_hub_records(path), to_row, bad_rows)
-    train, test = split_by_group(rows, context.test_fraction, context.seed)
-    return RowSplit(train, test, skipped)
+        return read_jsonl(path, bad_rows, to_row)
+    return gather_rows(_hub_records(path), to_row, bad_rows)
 
 
 def _hub_records(path: str) -> Iterator[tuple[str, str, dict]]:

@@ -91,7 +91,7 @@ def test_a_name_that_is_neither_file_nor_hub_set_is_an_error(context, monkeypatc
 
 
 def test_every_source_is_registered():
-    assert set(SOURCES) == {"testbed", "hh", "jsonl", "sentiment"}
+    assert set(SOURCES) == {"testbed", "hh", "jsonl", "sentiment", "gsm8k", "xstest", "oasst"}
 
 
 @needs_harmless
