@@ -10,7 +10,7 @@ import yaml
 from rlpref import checkpoint
 from rlpref.binding import ConfigError, hyperparameters
 from rlpref.check import Checked
-from rlpref.check_rewards import trained_weights
+from rlpref.check_rewards import COSTS, trained_weights
 from rlpref.models.bundle import Models
 from rlpref.models.computing import Computing
 from rlpref.models.heads import ScalarHead, critic_from, scalar_model
@@ -37,6 +37,8 @@ def add_rewards(config: dict, checked: Checked, models: Models, task: Testbed | 
         models.critic.to(models.device)
     if config["reward"]["kind"] == "proxy":
         models.reward = proxy_scorer(task, **{key: config["reward"][key] for key in ("nu", "scale", "seed")})
+    if config["constraint"]["kind"] != "none":
+        models.cost = COSTS[config["constraint"]["cost"]](task)
 
 
 def _load_reward_model(config: dict, models: Models, empty: ScalarHead) -> ScalarHead:
