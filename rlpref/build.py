@@ -50,7 +50,7 @@ def build(config: dict, checked: Checked) -> Parts:
     loaded, initial, reference_hash = start.loaded, start.initial, start.hash
     policy = loaded.policy
     _check_lengths(policy, data, config["model"].get("prompt_tokens") or 0)
-    check_size(checked.algorithm, policy)
+    check_size(checked.method, policy)
     gold = choose(GOLD, str(data["gold"]), "data.gold")(task, loaded.tokenizer)
     preferences = _shared_data(config, reference_hash, lambda: _make_data(config, loaded.tokenizer, policy, task, gold))
     models = Models(

@@ -12,7 +12,7 @@ from rlpref import checkpoint
 from rlpref.algorithms.common import choose_prompts
 from rlpref.binding import ConfigError, hyperparameters
 from rlpref.check import Checked
-from rlpref.check_rewards import reward_runs, trained_weights
+from rlpref.check_rewards import COSTS, reward_runs, trained_weights
 from rlpref.evaluation.measure import draw
 from rlpref.models.bundle import Models
 from rlpref.models.computing import Computing
@@ -24,7 +24,8 @@ from rlpref.types import Prompts, Sequences
 
 
 def add_rewards(config: dict, checked: Checked, models: Models, task: Testbed | None, prompts: Prompts) -> None:
-    """Reward model and critic where the run needs them; of an ensemble a critic starts as the first member. `prompts` are those to train on."""
+    """Rewards, costs and critic where the run needs them; of an ensemble a critic starts as the first member. `prompts`
+    are those to train on."""
     lora, trains = config["model"].get("lora"), checked.algorithm.trains
     generator = torch.Generator().manual_seed(config["seed"])
     models.reward = models.gold if config["reward"]["kind"] == "gold" else None
@@ -37,9 +38,11 @@ def add_rewards(config: dict, checked: Checked, models: Models, task: Testbed | 
         models.reward_model = scalar_model(models.policy, lora, generator, head_std).to(models.device)
     if "critic" in trains:
         first = learned[0].model if learned else None
-        models.critic = _critic(checked.algorithm, models, lora, first, generator).to(models.device)
+        models.critic = _critic(checked.method, models, lora, first, generator).to(models.device)
     if config["reward"]["kind"] == "proxy":
         models.reward = proxy_scorer(task, **{key: config["reward"][key] for key in ("nu", "scale", "seed")})
+    if config["constraint"]["kind"] != "none":
+        models.cost = COSTS[config["constraint"]["cost"]](task)
 
 
 def _critic(algorithm, models: Models, lora: dict | None, learned: ScalarHead | None, generator) -> ScalarHead:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from rlpref.algorithms import Algorithm, make_algorithm
 from rlpref.algorithms.fit import check_form, check_minibatch, check_rule
 from rlpref.binding import ConfigError, bind, choose, did_you_mean, hyperparameters, refuse_unknown
-from rlpref.check_rewards import GOLD, check_reward, trained_weights
+from rlpref.check_rewards import GOLD, check_reward, trained_weights, under_constraint
 from rlpref.data.pairing import data_form
 from rlpref.data.settings import check_data
 from rlpref.losses import LOSSES
@@ -29,7 +29,7 @@ LANGUAGE_MODELS = {"hf": hf, "smollm2_135m": smollm2_135m, "stories260k": storie
 MODELS = TESTBED_MODELS | LANGUAGE_MODELS
 SECTIONS = (
     *("algorithm", "model", "data", "reward", "reference", "budget", "evaluation", "optimizer", "logger", "rollout"),
-    *("training", "testbed"),
+    *("training", "testbed", "constraint"),
     *("beta", "temperature", "seed", "replicas", "side_by_side", "init", "device", "threads"),
 )
 POSITIVE = {"rounds", "epochs", "batch_size", "prompts_per_round", "k", "times", "prompts", "pairs"}
@@ -42,6 +42,7 @@ class Checked:
     """A configuration whose every name is known and used."""
 
     algorithm: Algorithm
+    method: Algorithm  # the same without a constraint
     model: Any  # what builds the model, settings bound
     engine: Any  # what builds the engine, settings bound
     computing: Computing | None  # of a language model
@@ -82,6 +83,7 @@ def check(config: dict, overridden: tuple[str, ...] = ()) -> Checked:
     engine = _check_rollout(config["rollout"], config["model"], *who)
     evaluation = dict(bind(_evaluation, config["evaluation"], "evaluation").keywords)
     return Checked(
+        under_constraint(config, made),
         made,
         builder,
         engine,

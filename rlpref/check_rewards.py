@@ -1,15 +1,18 @@
-"""What scores answers: every name and value of `reward` and `data.gold`, checked before anything is built."""
+"""What scores answers: every name and value of `reward`, `data.gold` and `constraint`, checked before anything is
+built."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rlpref import checkpoint
 from rlpref.algorithms import Algorithm
+from rlpref.algorithms.constrained import constrained
 from rlpref.binding import ConfigError, bind, choose
-from rlpref.rewards.gold import VaderScorer
+from rlpref.rewards.gold import AnswerLength, VaderScorer
 from rlpref.rewards.learned import Combine
 from rlpref.testbed.models import TESTBED_MODELS
 from rlpref.testbed.task import TestbedScorer
@@ -18,6 +21,10 @@ GOLD = {
     "testbed": lambda task, tokenizer: TestbedScorer(task),
     "vader": lambda task, tokenizer: VaderScorer(tokenizer),
     "None": lambda task, tokenizer: None,
+}
+COSTS = {
+    "testbed": lambda task: TestbedScorer(replace(task, rewards=task.costs), name="testbed cost"),
+    "length": lambda task: AnswerLength(),
 }
 
 
@@ -69,6 +76,24 @@ def check_reward(config: dict, algorithm: Algorithm) -> None:
             raise ConfigError("reward 'proxy' is made from the testbed's gold reward: it needs model=tabular or tiny.")
         if not reward["nu"] > 0:
             raise ConfigError(f"reward.nu must be above 0, not {reward['nu']}.")
+
+
+def under_constraint(config: dict, algorithm: Algorithm) -> Algorithm:
+    """The algorithm, held to the limit of the configuration where there is one. Raises ConfigError for a constraint
+    that it cannot be held to."""
+    settings, name = dict(config["constraint"]), config["algorithm"]["name"]
+    if (kind := settings.pop("kind")) == "none":
+        bind(_no_settings, settings, "constraint 'none'")
+        return algorithm
+    choose({"lagrangian": constrained}, kind, "constraint.kind")
+    cost = str(settings.pop("cost", None))
+    choose(COSTS, cost, "constraint.cost")
+    if cost == "testbed" and (config["model"]["kind"] not in TESTBED_MODELS or config["testbed"]["cost"] is None):
+        raise ConfigError(
+            "constraint.cost 'testbed' is that of testbed.cost, which is not set or not of this model: set it "
+            "with model=tabular or tiny, or another constraint.cost."
+        )
+    return bind(constrained, settings, f"constraint '{kind}'", 2)(algorithm, name)
 
 
 def reward_runs(reward: dict) -> tuple[str, list[str]]:

@@ -10,7 +10,6 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -28,7 +27,7 @@ from rlpref.logging.folder import RunFolder, config_hash, read_json, write_atomi
 from rlpref.logging.mirror import NoMirror, make_mirror
 from rlpref.models.bundle import Models
 from rlpref.process import prepare_process
-from rlpref.testbed.own import own_regret
+from rlpref.testbed.own import own_measure
 from rlpref.trainer import Trainer
 from rlpref.training import Run
 
@@ -202,9 +201,7 @@ def _assemble(job: Ready, replicas: int) -> tuple[Run, dict]:
     parts = build(config, checked)
     check_rows(checked.algorithm, parts.data.train)
     beta = config["beta"] if reads_beta(config["algorithm"]) else None
-    fixed = config["reference"]["kind"] == "initial"  # a closed form of the own optimum is known for no other
-    own = partial(own_regret, config["algorithm"], config["data"]) if fixed else lambda task, ref: None
-    exact = make_exact(parts.task, parts.models, beta, own) if parts.task else None
+    exact = make_exact(parts.task, parts.models, beta, own_measure(config)) if parts.task else None
     if exact:
         write_json(folder.path / "frontier.json", exact.frontier())
     _, sizes = checked.evaluation
@@ -291,6 +288,7 @@ def _card(config: dict, parts: Parts, exact: ExactEvaluator | None) -> dict:
         "data": data,
         "reward": getattr(parts.models.reward, "name", None),
         "reward_normalised": getattr(parts.models.reward, "normalised", None),
+        "constraint": config["constraint"],
         "gold": getattr(parts.models.gold, "name", None),
         "algorithm": config["algorithm"],
         "temperature": config["temperature"],

@@ -120,6 +120,11 @@ CASES = {
         *[*runs.TESTBED, *M["ppo"], "reward=proxy"],
         *["testbed.cost=toxicity", "+testbed.cost_options.token=1"],
     ],
+    "constrained": [*runs.TESTBED, "experiment=constrained", *M["reinforce"], *SMALL[:2]],
+    "hf sentiment grpo of limited length": [
+        *[*runs.TINY, *HF, "data=sentiment", "data.prompts=60", "algorithm=grpo", *ONE_EACH],
+        *["constraint=lagrangian", "constraint.cost=length", "constraint.limit=4"],
+    ],
     "frontier": [*runs.TESTBED, "experiment=frontier", *M["reinforce"], *SMALL],
     "stories jsonl": [*runs.TINY, *STORIES, "data=jsonl", "data.path={jsonl}", "algorithm.batch_size=8"],
     "hf gsm8k reward model": [

@@ -31,6 +31,10 @@ CASES = runs.METHODS | {
     ],
     "moving_baseline": [*runs.METHODS["reinforce"], "algorithm.baseline=moving", "algorithm.baseline_rate=0.3"],
     "learned_reward": LEARNED,
+    "constrained": [
+        *[*runs.METHODS["reinforce"], "constraint=lagrangian", "constraint.limit=0.3"],
+        *["testbed.cost=toxicity", "+testbed.cost_options.token=1"],
+    ],
     "proxy_and_schedule": [
         *[*runs.METHODS["ppo"], "reward=proxy", "optimizer.warmup=0.3", "optimizer.schedule=linear"],
         *["training.micro_batch_size=5", "training.chunk=7", "training.max_steps=7"],

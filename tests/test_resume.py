@@ -30,6 +30,10 @@ CASES = {
     "ppo": runs.METHODS["ppo"],
     "grpo": runs.METHODS["grpo"],
     "rejection": runs.METHODS["rejection"],
+    "ppo_constrained": [
+        *[*runs.METHODS["ppo"], "constraint=lagrangian", "constraint.cost=length", "constraint.limit=1.2"],
+        "constraint.multiplier=0.5",
+    ],
     "reinforce_moving": [*runs.METHODS["reinforce"], "algorithm.baseline=moving", "algorithm.baseline_rate=0.1"],
 }
 

@@ -44,6 +44,8 @@ def _stack(name: str, values: list, device: torch.device):
         return _stack_objective(values, device)
     if all(value == first for value in values):
         return first
+    if name == "method":  # an algorithm in an algorithm
+        return stack_algorithms(values, device)
     if name in PER_RUN:
         return torch.tensor(values, device=device)
     raise Unstackable(f"the runs differ in '{name}'")

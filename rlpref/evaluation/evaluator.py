@@ -70,6 +70,8 @@ class Evaluator:
         put("length", samples.sequences.lengths)
         row["eval/eos_rate"] = float(ends_with_eos(samples.sequences, m.eos_token_id).double().mean())
         row |= {f"eval/distinct_{n}": distinct_n(answers, n) for n in (1, 2)}
+        if measured.costs is not None:
+            put("cost", measured.costs)
         if measured.proxies is not None:
             put("proxy_reward", measured.proxies)
         if measured.disagreements is not None:

@@ -24,6 +24,7 @@ class Measured:
     samples: Samples  # k answers of the policy to each test prompt
     compared: Comparison  # policy and initial reference on them
     rewards: Tensor | None  # [B] gold; None: there is none
+    costs: Tensor | None  # [B] what a constraint limits
     proxies: Tensor | None  # [B] what training scores with; None: the gold reward, or nothing
     disagreements: Tensor | None  # [B] between the members of an ensemble that training scores with
     chosen: Tensor | None  # [pairs] log-probs of the held-out pairs; None: there are none
@@ -46,11 +47,12 @@ def measure(
     samples = draw(models.policy, models, stack_rows(prompts, tree), k, seeds)
     compared = models.compare_with_initial(samples.sequences)
     rewards = models.gold(samples.sequences) if models.gold else None
+    costs = models.cost(samples.sequences) if models.cost else None
     proxies = models.reward(samples.sequences) if models.trains_on_a_proxy else None
     disagreement = getattr(models.reward, "disagreement", None)
     disagreements = disagreement and disagreement(samples.sequences)
     chosen, rejected = (None, None) if pairs[0] is None else _pair_logps(models, stack_rows(pairs, tree))
-    of_all, found = (rewards, proxies, disagreements, chosen, rejected), []
+    of_all, found = (rewards, costs, proxies, disagreements, chosen, rejected), []
     for i in range(n):
         own, own_compared = own_rows(samples, i, n, tree), own_rows(compared, i, n, tree)
         own = replace(own, prompt=own.prompt - i * len(prompts[i]))

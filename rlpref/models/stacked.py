@@ -103,6 +103,7 @@ def stack_models(runs: list[Models]) -> Models:
         engine=replace(first.engine, rows=first.engine.rows * len(runs)),
         reward=first.reward and (gold if first.reward is first.gold else Unstacked(first.reward, tree)),
         gold=gold,
+        cost=first.cost and Unstacked(first.cost, tree),
         critic=heads("critic"),
         reward_model=heads("reward_model"),
     )

@@ -1,4 +1,4 @@
-"""Gold scorers of real text: deterministic programs that stand for the true preference."""
+"""Scorers that are programs: gold rewards that stand for the true preference, and costs."""
 
 from __future__ import annotations
 
@@ -29,3 +29,13 @@ class VaderScorer:
         texts = completion_texts(self.tokenizer, sequences)
         scores = [self.polarity(text)["compound"] if text.strip() else 0.0 for text in texts]
         return torch.tensor(scores, dtype=torch.float32, device=sequences.ids.device)
+
+
+class AnswerLength:
+    """Tokens of the completion, EOS included: a cost that every answer has."""
+
+    name = "length"
+
+    def __call__(self, sequences: Sequences) -> Tensor:
+        """[B] fp32 on the device of the sequences."""
+        return sequences.lengths.float()

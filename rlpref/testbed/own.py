@@ -7,15 +7,17 @@ the KL-regularised optimum itself: their own regret is the ordinary one, and the
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from torch import Tensor
 
+from rlpref.binding import ConfigError
 from rlpref.losses.modifiers import make_modifiers
 from rlpref.testbed.coverage import NearPairs, pair_distribution
 from rlpref.testbed.duels import chosen_policy, ipo_optimum
 from rlpref.testbed.exact import sequence_kl
-from rlpref.testbed.optima import conditionals_of
+from rlpref.testbed.optima import conditionals_of, constrained
 from rlpref.testbed.preferences import Preference, preference_model
 from rlpref.testbed.task import Testbed
 
@@ -40,6 +42,30 @@ def own_regret(algorithm: Mapping[str, Any], data: Mapping[str, Any], task: Test
     if isinstance(drawn, NearPairs) or preference.decided:
         return None
     return measure(task, ref, conditionals_of(task, drawn, elsewhere=ref), preference, algorithm)
+
+
+def own_measure(config: Mapping[str, Any]) -> Callable[[Testbed, Tensor], OwnRegret | None]:
+    """From a task and its enumerated reference to the own regret of a run of that checked configuration. No closed form
+    is known where the reference moves. Under a constraint the own optimum is the constrained one."""
+    if config["reference"]["kind"] != "initial":
+        return lambda task, ref: None
+    if config["constraint"]["kind"] != "none":
+        return partial(limited, config)
+    return partial(own_regret, config["algorithm"], config["data"])
+
+
+def limited(config: Mapping[str, Any], task: Testbed, ref: Tensor) -> OwnRegret | None:
+    """beta KL(pi || pi*) to the optimum pi* of E[r] - beta KL under the limit, in units of reward, mean over prompts:
+    what pi lacks of the Lagrangian at the exact multiplier. None where another cost than the task's is limited.
+    Raises ConfigError where no policy keeps the limit."""
+    if config["constraint"]["cost"] != "testbed":
+        return None
+    beta, limit = config["beta"], config["constraint"]["limit"]
+    try:
+        best = constrained(task, ref, task.rewards, task.costs, beta, limit).policy
+    except ValueError as error:
+        raise ConfigError(f"constraint.limit cannot be kept: {error}. Raise constraint.limit.") from error
+    return lambda policy: beta * float(sequence_kl(task, policy, best).mean())
 
 
 def ipo(task: Testbed, ref: Tensor, mu: Tensor, preference: Preference, algorithm: Mapping) -> OwnRegret | None:
