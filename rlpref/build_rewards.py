@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -10,11 +11,15 @@ import yaml
 from rlpref import checkpoint
 from rlpref.binding import ConfigError, hyperparameters
 from rlpref.check import Checked
-from rlpref.check_rewards import trained_weights
+from rlpref.check_rewards import judge_model, trained_weights
+from rlpref.data.requests import make_reader
 from rlpref.models.bundle import Models
 from rlpref.models.computing import Computing
 from rlpref.models.heads import ScalarHead, critic_from, scalar_model
+from rlpref.models.reference import Reference
+from rlpref.rewards.judge import PairJudge, PointJudge, plain_texts
 from rlpref.rewards.learned import LearnedReward
+from rlpref.rewards.rubric import read_question
 from rlpref.testbed.rewards import proxy_scorer
 from rlpref.testbed.task import Testbed
 
@@ -37,6 +42,24 @@ def add_rewards(config: dict, checked: Checked, models: Models, task: Testbed | 
         models.critic.to(models.device)
     if config["reward"]["kind"] == "proxy":
         models.reward = proxy_scorer(task, **{key: config["reward"][key] for key in ("nu", "scale", "seed")})
+    if config["reward"]["kind"] == "judge":
+        _add_judge(config["reward"], models)
+
+
+def _add_judge(reward: dict, models: Models) -> None:
+    """A scorer of answers, or a preference between two."""
+    model, tokenizer = models.initial, models.tokenizer
+    if reward["model"]["kind"] == "policy":  # as it is whenever it is asked: Yuan et al. 2024 (2401.10020)
+        model = Reference(models.policy, adapter_off=False)
+    elif builder := judge_model(reward["model"]):
+        loaded = builder()
+        model, tokenizer = Reference(loaded.policy.to(models.device), adapter_off=False), loaded.tokenizer
+    question = read_question(reward["rubric"], reward["mode"])
+    reads = make_reader(model, tokenizer, reward["chunk"]), partial(plain_texts, models.tokenizer)
+    if reward["mode"] == "pairwise":
+        models.preference = PairJudge(question, *reads, reward["order_conflict"])
+    else:
+        models.reward = PointJudge(question, *reads)
 
 
 def _load_reward_model(config: dict, models: Models, empty: ScalarHead) -> ScalarHead:
