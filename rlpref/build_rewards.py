@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -12,12 +13,16 @@ from rlpref import checkpoint
 from rlpref.algorithms.common import choose_prompts
 from rlpref.binding import ConfigError, hyperparameters
 from rlpref.check import Checked
-from rlpref.check_rewards import COSTS, reward_runs, trained_weights
+from rlpref.check_rewards import COSTS, judge_model, reward_runs, trained_weights
+from rlpref.data.requests import make_reader
 from rlpref.evaluation.measure import draw
 from rlpref.models.bundle import Models
 from rlpref.models.computing import Computing
 from rlpref.models.heads import ScalarHead, critic_from, scalar_model, shared_head
+from rlpref.models.reference import Reference
+from rlpref.rewards.judge import PairJudge, PointJudge, plain_texts
 from rlpref.rewards.learned import EnsembleReward, LearnedReward, normalise
+from rlpref.rewards.rubric import read_question
 from rlpref.testbed.rewards import proxy_scorer
 from rlpref.testbed.task import Testbed
 from rlpref.types import Prompts, Sequences
@@ -41,8 +46,26 @@ def add_rewards(config: dict, checked: Checked, models: Models, task: Testbed | 
         models.critic = _critic(checked.method, models, lora, first, generator).to(models.device)
     if config["reward"]["kind"] == "proxy":
         models.reward = proxy_scorer(task, **{key: config["reward"][key] for key in ("nu", "scale", "seed")})
+    if config["reward"]["kind"] == "judge":
+        _add_judge(config["reward"], models)
     if config["constraint"]["kind"] != "none":
         models.cost = COSTS[config["constraint"]["cost"]](task)
+
+
+def _add_judge(reward: dict, models: Models) -> None:
+    """A scorer of answers, or a preference between two."""
+    model, tokenizer = models.initial, models.tokenizer
+    if reward["model"]["kind"] == "policy":  # as it is whenever it is asked: Yuan et al. 2024 (2401.10020)
+        model = Reference(models.policy, adapter_off=False)
+    elif builder := judge_model(reward["model"]):
+        loaded = builder()
+        model, tokenizer = Reference(loaded.policy.to(models.device), adapter_off=False), loaded.tokenizer
+    question = read_question(reward["rubric"], reward["mode"])
+    reads = make_reader(model, tokenizer, reward["chunk"]), partial(plain_texts, models.tokenizer)
+    if reward["mode"] == "pairwise":
+        models.preference = PairJudge(question, *reads, reward["order_conflict"])
+    else:
+        models.reward = PointJudge(question, *reads)
 
 
 def _critic(algorithm, models: Models, lora: dict | None, learned: ScalarHead | None, generator) -> ScalarHead:

@@ -14,9 +14,8 @@ from rlpref.data.pairing import data_form
 from rlpref.data.settings import check_data
 from rlpref.losses import LOSSES
 from rlpref.models.computing import Computing
-from rlpref.models.gguf import smollm2_135m
-from rlpref.models.llama2c import stories260k
-from rlpref.models.lm import adapts, check_precision, hf
+from rlpref.models.language_models import LANGUAGE_MODELS
+from rlpref.models.lm import adapts, check_precision
 from rlpref.models.reference_rule import ReferenceRule, reference_rule
 from rlpref.rollout.engine import ENGINES
 from rlpref.testbed.models import TESTBED_MODELS
@@ -25,7 +24,6 @@ from rlpref.testbed.task import make_testbed
 from rlpref.training import TrainingSettings
 from rlpref.update import OptimizerSettings
 
-LANGUAGE_MODELS = {"hf": hf, "smollm2_135m": smollm2_135m, "stories260k": stories260k}
 MODELS = TESTBED_MODELS | LANGUAGE_MODELS
 SECTIONS = (
     *("algorithm", "model", "data", "reward", "reference", "budget", "evaluation", "optimizer", "logger", "rollout"),

@@ -4,16 +4,21 @@ built."""
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Literal
 
 from rlpref import checkpoint
 from rlpref.algorithms import Algorithm
 from rlpref.algorithms.constrained import constrained
 from rlpref.binding import ConfigError, bind, choose
+from rlpref.models.language_models import LANGUAGE_MODELS, frozen
+from rlpref.models.lm import DTYPES
 from rlpref.rewards.gold import AnswerLength, VaderScorer
 from rlpref.rewards.learned import Combine
+from rlpref.rewards.rubric import read_question
 from rlpref.testbed.models import TESTBED_MODELS
 from rlpref.testbed.task import TestbedScorer
 
@@ -42,12 +47,22 @@ def _ensemble(
 def _proxy(nu: float, scale: float, seed: int): ...
 
 
+def _judge(
+    mode: Literal["pointwise", "pairwise"],
+    rubric: str,
+    model: Mapping,
+    order_conflict: Literal["tie", "mean"] | None,
+    chunk: int,
+): ...
+
+
 REWARDS = {
     "gold": _no_settings,
     "none": _no_settings,
     "learned": _learned,
     "ensemble": _ensemble,
     "proxy": _proxy,
+    "judge": _judge,
 }
 
 
@@ -76,6 +91,38 @@ def check_reward(config: dict, algorithm: Algorithm) -> None:
             raise ConfigError("reward 'proxy' is made from the testbed's gold reward: it needs model=tabular or tiny.")
         if not reward["nu"] > 0:
             raise ConfigError(f"reward.nu must be above 0, not {reward['nu']}.")
+    if reward["kind"] == "judge":
+        _check_judge(reward, config["model"]["kind"], algorithm, config["algorithm"]["name"])
+
+
+def _check_judge(reward: dict, policy: str, algorithm: Algorithm, name: str) -> None:
+    """Whether the policy writes text, the algorithm can use such verdicts, and every setting has a use."""
+    if policy in TESTBED_MODELS:
+        raise ConfigError(f"reward 'judge' reads text, and model '{policy}' writes none: set reward=gold.")
+    read_question(reward["rubric"], reward["mode"])
+    judge_model(reward["model"])
+    pairwise = reward["mode"] == "pairwise"
+    if pairwise and algorithm.needs_reward:
+        raise ConfigError(f"algorithm '{name}' scores single answers: set reward.mode=pointwise.")
+    if pairwise != (reward["order_conflict"] is not None):
+        mend = "needs a value for 'order_conflict': tie or mean" if pairwise else "does not use 'order_conflict'"
+        raise ConfigError(f"reward.mode '{reward['mode']}' {mend}{'' if pairwise else '; set it to null'}.")
+    if reward["chunk"] < 1:
+        raise ConfigError(f"reward.chunk must be at least 1, not {reward['chunk']}.")
+
+
+def judge_model(model: Mapping) -> partial | None:
+    """What builds the judge's own model, settings bound; None where it is the run's `initial` or the `policy` itself.
+    A setting that is null is not given. Raises ConfigError for one that nothing uses, and for one that is missing."""
+    settings = {key: value for key, value in model.items() if value is not None}
+    kind = settings.pop("kind", None)
+    if kind in ("initial", "policy"):
+        bind(_no_settings, settings, f"reward.model '{kind}'")
+        return None
+    build = choose({"initial": frozen, "policy": frozen} | LANGUAGE_MODELS, str(kind), "reward.model.kind")
+    choose(DTYPES, str(settings.get("dtype")), "reward.model.dtype")
+    bind(build, settings | {"lora": None}, f"reward.model '{kind}'")
+    return partial(frozen, kind, **settings)
 
 
 def under_constraint(config: dict, algorithm: Algorithm) -> Algorithm:

@@ -13,8 +13,9 @@ import yaml
 
 from rlpref import checkpoint
 from rlpref.binding import ConfigError
-from rlpref.check import LANGUAGE_MODELS, check_model
+from rlpref.check import check_model
 from rlpref.models.adapters import has_adapter, merged
+from rlpref.models.language_models import LANGUAGE_MODELS
 
 
 def export(run: Path, folder: Path) -> str:

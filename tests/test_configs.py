@@ -36,6 +36,7 @@ SMOLLM = [
     "algorithm.batch_size=4",
 ]
 SMOLLM += ["evaluation.k=2", "evaluation.times=1"]
+RUBRIC = {"request": "{prompt} was {answer}", "verdicts": {"good": "good", "bad": "bad"}}
 M = runs.METHODS
 SMALL = ["testbed.vocab=3", "testbed.horizon=2", "model.pretrain_steps=3"]
 
@@ -54,6 +55,10 @@ CASES = {
     "on policy": [*runs.TESTBED, "experiment=on_policy", *M["reinforce"], *SMALL[:2]],
     "grouped cispo": [*runs.TESTBED, "algorithm=dapo", "algorithm/loss=cispo", *runs.ONLINE, "algorithm.batch_size=16"],
     "hf sentiment grpo": [*runs.TINY, *HF, "data=sentiment", "data.prompts=60", "algorithm=grpo", *ONE_EACH],
+    "hf sentiment, judged": [
+        *[*runs.TINY, *HF, "data=sentiment", "data.prompts=60", "algorithm=rejection", *ONE_EACH],
+        *["reward=judge", "reward.rubric={rubric}"],
+    ],
     "hf sentiment rejection": [*runs.TINY, *HF, "data=sentiment", "data.prompts=60", "algorithm=rejection", *ONE_EACH],
     "tiny reinforce": [*runs.TESTBED, *M["reinforce"], "model=tiny", "model.pretrain_steps=3"],
     "dpo on another task": [
@@ -160,6 +165,7 @@ def places(tmp_path_factory):
     runs.save_llama(root / "llama")
     runs.write_jsonl(root / "pairs.jsonl")
     write_lists(root / "lists.jsonl")
+    (root / "rubric.yaml").write_text(yaml.safe_dump({"pointwise": RUBRIC}))
     write_hh(root / "dialogues.jsonl.gz")
     for method in ("reward_model", "reward_model_kwise"):
         runs.run(root / method, *runs.TESTBED, *M[method])
@@ -182,6 +188,7 @@ def places_on(root):
         "hf": root / "llama",
         "jsonl": root / "pairs.jsonl",
         "kwise": root / "lists.jsonl",
+        "rubric": root / "rubric.yaml",
         "hh": root / "dialogues.jsonl.gz",
         **{name: root / f"{name}.jsonl" for name in JUDGED},
         "some_hh": some_of_hh(root / "hh.jsonl"),
