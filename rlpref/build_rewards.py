@@ -15,6 +15,8 @@ from rlpref.models.bundle import Models
 from rlpref.models.computing import Computing
 from rlpref.models.heads import ScalarHead, critic_from, scalar_model
 from rlpref.rewards.learned import LearnedReward
+from rlpref.rewards.scorer import BradleyTerry
+from rlpref.testbed.duels import preference_of
 from rlpref.testbed.rewards import proxy_scorer
 from rlpref.testbed.task import Testbed
 
@@ -37,6 +39,9 @@ def add_rewards(config: dict, checked: Checked, models: Models, task: Testbed | 
         models.critic.to(models.device)
     if config["reward"]["kind"] == "proxy":
         models.reward = proxy_scorer(task, **{key: config["reward"][key] for key in ("nu", "scale", "seed")})
+    models.preference = models.reward and BradleyTerry(models.reward)
+    if config["reward"]["kind"] == "preference":
+        models.preference = preference_of(task, config["data"]["preference"], config["data"]["preference_options"])
 
 
 def _load_reward_model(config: dict, models: Models, empty: ScalarHead) -> ScalarHead:

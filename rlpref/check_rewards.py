@@ -28,7 +28,8 @@ def _learned(path: str): ...
 def _proxy(nu: float, scale: float, seed: int): ...
 
 
-REWARDS = {"gold": _no_settings, "none": _no_settings, "learned": _learned, "proxy": _proxy}
+REWARDS = {"gold": _no_settings, "none": _no_settings, "learned": _learned, "proxy": _proxy, "preference": _no_settings}
+PAIRWISE = ("preference",)  # kinds that compare two answers and score none
 
 
 def check_reward(config: dict, algorithm: Algorithm) -> None:
@@ -41,6 +42,13 @@ def check_reward(config: dict, algorithm: Algorithm) -> None:
             f"algorithm '{config['algorithm']['name']}' scores answers, but there is no reward: data source "
             f"'{config['data']['source']}' has no gold scorer. Set reward=learned reward.path=<run of reward_model>."
         )
+    if reward["kind"] in PAIRWISE and algorithm.needs_reward and not getattr(algorithm, "compares", False):
+        raise ConfigError(
+            f"algorithm '{config['algorithm']['name']}' scores single answers, and reward '{reward['kind']}' compares "
+            "two: set algorithm.pairing=preference where the algorithm forms pairs, or reward=gold."
+        )
+    if reward["kind"] == "preference" and config["data"]["source"] != "testbed":
+        raise ConfigError("reward 'preference' is the testbed's data.preference: it needs model=tabular or tiny.")
     if reward["kind"] == "learned":
         trained_weights(reward["path"], "reward_model")
     if reward["kind"] == "proxy":

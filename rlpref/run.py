@@ -291,6 +291,7 @@ def _card(config: dict, parts: Parts, exact: ExactEvaluator | None) -> dict:
         "data": data,
         "reward": getattr(parts.models.reward, "name", None),
         "gold": getattr(parts.models.gold, "name", None),
+        "preference": getattr(parts.models.preference, "name", None),
         "algorithm": config["algorithm"],
         "temperature": config["temperature"],
         "host_cpus": os.cpu_count(),

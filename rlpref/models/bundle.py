@@ -42,6 +42,7 @@ class Models:
     engine: Any  # rlpref.rollout.engine.Engine: what answers prompts for training
     reward: Callable[[Sequences], Tensor] | None = None  # the score that training may use
     gold: Callable[[Sequences], Tensor] | None = None  # the truth, for labels and evaluation
+    preference: Callable[[Sequences, Sequences], Tensor] | None = None  # [B] P(first beats second), for training
     reward_model: ScalarHead | None = None
     critic: ScalarHead | None = None
     rule: ReferenceRule = FIXED  # how `ref` moves

@@ -100,6 +100,7 @@ def stack_models(runs: list[Models]) -> Models:
         engine=replace(first.engine, rows=first.engine.rows * len(runs)),
         reward=first.reward and (gold if first.reward is first.gold else Unstacked(first.reward, tree)),
         gold=gold,
+        preference=first.preference and Unstacked(first.preference, tree),
         critic=heads("critic"),
         reward_model=heads("reward_model"),
     )
@@ -117,12 +118,14 @@ def member(module: nn.Module, run: int) -> nn.Module:
 
 @dataclass
 class Unstacked:
-    """A scorer of the runs' common task that reads stacked prompts."""
+    """A scorer or a preference of the runs' common task that reads stacked prompts."""
 
     scorer: object
     tree: AnswerTree
 
-    def __call__(self, sequences: Sequences) -> Tensor:
+    def __call__(self, *answers: Sequences) -> Tensor:
+        return self.scorer(*(replace(sequences, ids=self._own(sequences.ids)) for sequences in answers))
+
+    def _own(self, ids: Tensor) -> Tensor:
         vocab, prompts = self.tree.vocab, self.tree.prompts
-        ids = sequences.ids
-        return self.scorer(replace(sequences, ids=torch.where(ids >= vocab, vocab + (ids - vocab) % prompts, ids)))
+        return torch.where(ids >= vocab, vocab + (ids - vocab) % prompts, ids)
