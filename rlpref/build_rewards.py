@@ -23,6 +23,8 @@ from rlpref.models.reference import Reference
 from rlpref.rewards.judge import PairJudge, PointJudge, plain_texts
 from rlpref.rewards.learned import EnsembleReward, LearnedReward, normalise
 from rlpref.rewards.rubric import read_question
+from rlpref.rewards.scorer import BradleyTerry
+from rlpref.testbed.duels import preference_of
 from rlpref.testbed.rewards import proxy_scorer
 from rlpref.testbed.task import Testbed
 from rlpref.types import Prompts, Sequences
@@ -48,6 +50,10 @@ def add_rewards(config: dict, checked: Checked, models: Models, task: Testbed | 
         models.reward = proxy_scorer(task, **{key: config["reward"][key] for key in ("nu", "scale", "seed")})
     if config["reward"]["kind"] == "judge":
         _add_judge(config["reward"], models)
+    if config["reward"]["kind"] == "preference":
+        models.preference = preference_of(task, config["data"]["preference"], config["data"]["preference_options"])
+    elif models.reward:
+        models.preference = BradleyTerry(models.reward)
     if config["constraint"]["kind"] != "none":
         models.cost = COSTS[config["constraint"]["cost"]](task)
 

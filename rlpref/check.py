@@ -154,11 +154,13 @@ def _check_rollout(rollout: dict, model: dict, algorithm: str, name: str) -> Any
     bound = bind(choose(ENGINES, rollout["kind"], "rollout.kind"), settings, f"rollout '{rollout['kind']}'", 1)
     if rollout["kind"] == "local":
         return bound
-    if algorithm not in ("iterative", "rejection"):
+    if algorithm not in ("iterative", "rejection", "sppo"):
         reason = (
             "its gradient needs the policy's own samples, token by token, and a server's are drawn with other rounding "
             "or come back as text"
-            if algorithm in ("ppo", "a2c", "trpo", "reinforce", "grouped")
+            if algorithm in ("ppo", "a2c", "trpo", "reinforce", "grouped", "nash_md")
+            else "a server has the policy's weights, and half of its answers are the reference's"
+            if algorithm == "xpo"
             else "it samples nothing while it trains"
         )
         raise ConfigError(f"algorithm '{name}' cannot use rollout '{rollout['kind']}': {reason}. Set rollout=local.")

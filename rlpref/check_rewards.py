@@ -63,6 +63,7 @@ REWARDS = {
     "ensemble": _ensemble,
     "proxy": _proxy,
     "judge": _judge,
+    "preference": _no_settings,
 }
 
 
@@ -86,24 +87,35 @@ def check_reward(config: dict, algorithm: Algorithm) -> None:
         raise ConfigError(f"algorithm.critic_init 'reward_model' needs one, and reward is '{reward['kind']}'. {mend}")
     if reward["kind"] in ("learned", "ensemble"):
         _check_learned(reward)
+    if compares_answers(reward) and algorithm.needs_reward and not getattr(algorithm, "compares", False):
+        mend = "reward.mode=pointwise" if reward["kind"] == "judge" else "reward=gold"
+        raise ConfigError(
+            f"algorithm '{config['algorithm']['name']}' scores single answers, and reward '{reward['kind']}' compares "
+            f"two: set algorithm.pairing=preference where the algorithm forms pairs, or {mend}."
+        )
+    if reward["kind"] == "preference" and config["data"]["source"] != "testbed":
+        raise ConfigError("reward 'preference' is the testbed's data.preference: it needs model=tabular or tiny.")
     if reward["kind"] == "proxy":
         if config["model"]["kind"] not in TESTBED_MODELS:
             raise ConfigError("reward 'proxy' is made from the testbed's gold reward: it needs model=tabular or tiny.")
         if not reward["nu"] > 0:
             raise ConfigError(f"reward.nu must be above 0, not {reward['nu']}.")
     if reward["kind"] == "judge":
-        _check_judge(reward, config["model"]["kind"], algorithm, config["algorithm"]["name"])
+        _check_judge(reward, config["model"]["kind"])
 
 
-def _check_judge(reward: dict, policy: str, algorithm: Algorithm, name: str) -> None:
-    """Whether the policy writes text, the algorithm can use such verdicts, and every setting has a use."""
+def compares_answers(reward: dict) -> bool:
+    """Whether it tells which of two answers is better, and scores none."""
+    return reward["kind"] == "preference" or reward.get("mode") == "pairwise"
+
+
+def _check_judge(reward: dict, policy: str) -> None:
+    """Whether the policy writes text, and every setting has a use."""
     if policy in TESTBED_MODELS:
         raise ConfigError(f"reward 'judge' reads text, and model '{policy}' writes none: set reward=gold.")
     read_question(reward["rubric"], reward["mode"])
     judge_model(reward["model"])
-    pairwise = reward["mode"] == "pairwise"
-    if pairwise and algorithm.needs_reward:
-        raise ConfigError(f"algorithm '{name}' scores single answers: set reward.mode=pointwise.")
+    pairwise = compares_answers(reward)
     if pairwise != (reward["order_conflict"] is not None):
         mend = "needs a value for 'order_conflict': tie or mean" if pairwise else "does not use 'order_conflict'"
         raise ConfigError(f"reward.mode '{reward['mode']}' {mend}{'' if pairwise else '; set it to null'}.")

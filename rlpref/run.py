@@ -290,6 +290,7 @@ def _card(config: dict, parts: Parts, exact: ExactEvaluator | None) -> dict:
         "reward_normalised": getattr(parts.models.reward, "normalised", None),
         "constraint": config["constraint"],
         "gold": getattr(parts.models.gold, "name", None),
+        "preference": getattr(parts.models.preference, "name", None),
         "algorithm": config["algorithm"],
         "temperature": config["temperature"],
         "host_cpus": os.cpu_count(),

@@ -155,6 +155,7 @@ class Pairs(TensorBatch):
     rejected_score: Tensor | None = None  # [B]
     weight: Tensor | None = None  # [B] above 0, how much the pair counts
     soft_label: Tensor | None = None  # [B] probability that the chosen answer is the better one
+    chosen_from_ref: Tensor | None = None  # [B] bool: of the policy's and the reference's answer the latter was chosen
 
 
 @dataclass

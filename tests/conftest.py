@@ -13,6 +13,7 @@ from rlpref.models import attention
 from rlpref.models.bundle import Models
 from rlpref.models.reference import freeze
 from rlpref.models.tabular import TabularLM
+from rlpref.rewards.scorer import BradleyTerry
 from rlpref.rollout.engine import LocalEngine
 from rlpref.testbed.task import TestbedScorer, make_testbed
 from rlpref.testbed.tokenizer import testbed_tokenizer
@@ -69,6 +70,7 @@ def testbed_models():
             engine=LocalEngine(chunk),
             reward=scorer,
             gold=scorer,
+            preference=BradleyTerry(scorer),
         )
 
     return build

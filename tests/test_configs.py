@@ -51,6 +51,15 @@ CASES = {
         name: [*runs.TESTBED, f"algorithm={name}", *runs.ONLINE, "algorithm.batch_size=16"]
         for name in ("dr_grpo", "dapo", "gspo", "reinforce_pp")
     },
+    "online_ipo": [
+        *[*runs.TESTBED, "algorithm=online_ipo", *M["online_dpo"][1:], "reward=preference"],
+        *["data.preference=non_transitive", "+data.preference_options.gamma=2", "+data.preference_options.seed=0"],
+    ],
+    "hf sentiment nash_md": [*runs.TINY, *HF, "data=sentiment", "data.prompts=60", "algorithm=nash_md", *ONE_EACH[:3]],
+    "hf sentiment lora xpo": [
+        *[*runs.TINY, *HF, "data=sentiment", "data.prompts=60", "model.lora.r=2", "algorithm=xpo"],
+        *[*ONE_EACH[:2], ONE_EACH[3]],
+    ],
     "remax": [*runs.TESTBED, "algorithm=remax", *M["reinforce"][1:]],
     "on policy": [*runs.TESTBED, "experiment=on_policy", *M["reinforce"], *SMALL[:2]],
     "grouped cispo": [*runs.TESTBED, "algorithm=dapo", "algorithm/loss=cispo", *runs.ONLINE, "algorithm.batch_size=16"],

@@ -12,6 +12,7 @@ from rlpref.algorithms.algorithm import Costs, Round
 from rlpref.models.bundle import Models
 from rlpref.models.heads import critic_from, scalar_model
 from rlpref.models.reference import freeze
+from rlpref.rewards.scorer import BradleyTerry
 from rlpref.rollout.engine import LocalEngine
 from rlpref.types import Pairs, Prompts, Sequences, TensorBatch
 from rlpref.update import Passes, backward, parameters
@@ -60,6 +61,7 @@ GRPO = {"loss": {"name": "grpo", "cliprange": 0.2, "kl_coef": 0.1}, "kl": "loss"
 GSPO = {"loss": {"name": "gspo", "cliprange_low": 0.1, "cliprange_high": 0.1}, "kl": "reward", "advantages": "mean"}
 KEPT = {"keep": "max", "stages": "all", "top": None, "threshold": None, "growth": None}
 FIXED = {"epochs": 1, "batch_size": 256}
+SHARED = ("beta", "rounds", "prompts_per_round", "k", "lr_scale")
 ALGORITHMS = {
     "dpo": ("offline", FIXED | {"loss": DPO}),
     "ipo_sum": ("offline", FIXED | {"loss": {"name": "ipo", "tau": 0.3, "normalize": "sum"}}),
@@ -72,6 +74,9 @@ ALGORITHMS = {
     "gspo": ("grouped", GROUPED | GSPO),
     "rejection": ("rejection", ROUNDS | KEPT | {"prompts_per_round": 8, "k": 2}),
     "iterative": ("iterative", ITERATIVE),
+    "sppo": ("sppo", ROUNDS | {"prompts_per_round": 4, "k": 4, "loss": {"name": "sppo_single", "beta": 0.3}}),
+    "xpo": ("xpo", ROUNDS | {"prompts_per_round": 8, "alpha": 0.2, "data": "fresh", "loss": DPO}),
+    "nash_md": ("nash_md", {key: REINFORCE[key] for key in SHARED} | {"share": 0.25, "baseline": "half"}),
 }
 
 
@@ -112,6 +117,7 @@ def problem(random_llama):
             chunk=3,
             engine=LocalEngine(3),
             reward=word_count,
+            preference=BradleyTerry(word_count),
             reward_model=reward_model,
             critic=critic_from(reward_model),
         )

@@ -1,28 +1,26 @@
-"""Any pair loss on the policy's own answers, in rounds: sample k, score, label pairs, train.
+"""Any pair loss on the policy's own answers, in rounds: sample k, score or compare, label pairs, train.
 
 With `reference=initial` every round aims at the optimum of the same beta; with `previous` each round starts
 from where the last one ended, and T rounds aim at beta / T (population limit). Xiong et al. 2023 (2312.11456);
-Guo et al. 2024 (2402.04792)."""
+Guo et al. 2024 (2402.04792), online DPO and IPO: one update a round on pairs of two answers. Online IPO on pairs that a
+preference labels ends where the policy is its own best reply, at the Nash equilibrium of the game with payoff
+P(pi beats pi') and a KL to the reference of weight tau: Calandriello et al. 2024 (2403.08635)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-import torch
-from torch import Tensor
-
 from rlpref.algorithms.algorithm import Loss, Round
-from rlpref.algorithms.common import choose_prompts, sample_answers, score
+from rlpref.algorithms.common import choose_prompts, sample_answers
 from rlpref.algorithms.objective import check_objective_start, objective_loss, require_no_lone_row, with_reference
-from rlpref.binding import ConfigError
+from rlpref.algorithms.pairing import PAIRINGS, Rule, check_labels, form_pairs
+from rlpref.binding import ConfigError, choose
 from rlpref.data.preferences import PreferenceData
 from rlpref.losses.inputs import PairLogps
 from rlpref.losses.modifiers import Objective, make_modifiers, make_objective
 from rlpref.models.bundle import Models
-from rlpref.ops.blocks import Unstackable, uniform
-from rlpref.types import Pairs, Samples, cat_blocks
+from rlpref.types import Pairs, cat_blocks
 
 
 @dataclass
@@ -37,49 +35,27 @@ class Iterative:
     batch_size: int
     prompts_per_round: int
     k: int
-    pairing: Callable[[Tensor, list[torch.Generator]], tuple[Tensor, Tensor, Tensor]]
+    pairing: Rule
     data: str
     trains: dict[str, float] = field(init=False, default_factory=lambda: {"policy": 1.0})
 
+    @property
+    def compares(self) -> bool:
+        return self.pairing.compares
+
     def examples(self, data: PreferenceData, index: int) -> int:
-        per_prompt = 1 if self.pairing is best_worst else self.k // 2
         rounds = index + 1 if self.data == "aggregated" else 1
-        return self.prompts_per_round * per_prompt * rounds
+        return self.prompts_per_round * self.pairing.most(self.k) * rounds
 
     def collect(self, models: Models, data: PreferenceData, round: Round) -> Pairs:
         prompts = choose_prompts(data.prompts, self.prompts_per_round, round.generators)
-        samples = sample_answers(models, prompts, self.k, round)
-        scores = score(models, samples.sequences, round).view(len(prompts), self.k)
-        round.metrics |= {
-            "objective/scores": round.mean(scores.mean(1)),
-            "objective/scores_best": round.mean(scores.amax(1)),
-        }
-        pairs = with_reference(models, self.objective, self._pairs(samples, scores, round))
-        if self.data == "aggregated" and round.previous is not None:
-            earlier = round.previous
-            if models.rule.moves:
-                earlier = with_reference(models, self.objective, earlier)
-            pairs = cat_blocks([earlier, pairs], round.runs)
+        answers = sample_answers(models, prompts, self.k, round).sequences
+        pairs, _ = form_pairs(models, self.pairing, answers, self.k, round)
+        pairs = with_reference(models, self.objective, pairs)
+        if self.data == "aggregated":
+            pairs = with_earlier(models, self.objective, pairs, round)
         require_no_lone_row(self.objective, len(pairs) // round.runs, self.batch_size)
         return pairs
-
-    def _pairs(self, samples: Samples, scores: Tensor, round: Round) -> Pairs:
-        prompt, chosen, rejected = self.pairing(scores, round.generators)
-        if len(prompt) == 0:
-            raise ValueError("no pair can be formed: all answers to every prompt of the round have equal scores")
-        kept = torch.bincount(prompt // (len(scores) // round.runs), minlength=round.runs)
-        if (kept != kept[0]).any():
-            raise Unstackable(f"pairing dropped ties and left the runs {kept.tolist()} pairs")
-        per_prompt = 1 if self.pairing is best_worst else self.k // 2
-        round.metrics["pairs/ties_dropped"] = 1 - kept / (len(scores) // round.runs * per_prompt)
-        first, second = prompt * self.k + chosen, prompt * self.k + rejected
-        flat = scores.flatten()
-        return Pairs(
-            chosen=samples.sequences[first],
-            rejected=samples.sequences[second],
-            chosen_score=flat[first],
-            rejected_score=flat[second],
-        )
 
     def loss(self, models: Models, batch: Pairs) -> Loss:
         return objective_loss(models, self.objective, self.scale, batch)
@@ -88,25 +64,14 @@ class Iterative:
         check_objective_start(models, self.objective, batch)
 
 
-def best_worst(scores: Tensor, generators: list[torch.Generator]) -> tuple[Tensor, Tensor, Tensor]:
-    """One pair per prompt: highest against lowest score [prompts, k]; prompts whose answers all tie are dropped.
-    Returns row, chosen column, rejected column."""
-    rows = (scores.amax(1) > scores.amin(1)).nonzero()[:, 0]
-    return rows, scores.argmax(1)[rows], scores.argmin(1)[rows]
-
-
-def bradley_terry(scores: Tensor, generators: list[torch.Generator]) -> tuple[Tensor, Tensor, Tensor]:
-    """k // 2 disjoint pairs per prompt; the first wins with probability sigmoid(score difference)."""
-    prompts, k = scores.shape
-    first, second = torch.arange(0, k - 1, 2), torch.arange(1, k, 2)
-    rows = torch.arange(prompts, device=scores.device).repeat_interleave(len(first))
-    first, second = (columns.to(scores.device).repeat(prompts) for columns in (first, second))
-    difference = scores[rows, first] - scores[rows, second]
-    wins = uniform(generators, len(difference), dtype=scores.dtype) < difference.sigmoid()
-    return rows, torch.where(wins, first, second), torch.where(wins, second, first)
-
-
-PAIRINGS = {"best_worst": best_worst, "bradley_terry": bradley_terry}
+def with_earlier(models: Models, objective: Objective, pairs: Pairs, round: Round) -> Pairs:
+    """The pairs of all rounds so far, those of now last, with log-probs of the reference as it is now."""
+    earlier = round.previous
+    if earlier is None:
+        return pairs
+    if models.rule.moves:
+        earlier = with_reference(models, objective, earlier)
+    return cat_blocks([earlier, pairs], round.runs)
 
 
 def iterative(
@@ -116,15 +81,15 @@ def iterative(
     batch_size: int,
     prompts_per_round: int,
     k: int,
-    pairing: Literal["best_worst", "bradley_terry"],
+    pairing: str,
     data: Literal["fresh", "aggregated"],
     modifiers: dict | None = None,
 ) -> Iterative:
     """`loss` is {"name": a pair loss, its hyperparameters}; `modifiers` are those of rlpref.losses.modifiers."""
     if k < 2:
         raise ConfigError(f"algorithm.k is {k}: a pair needs two answers to a prompt.")
+    rule = choose(PAIRINGS, pairing, "algorithm.pairing")
     objective = make_objective(loss, (PairLogps,), make_modifiers(modifiers or {}))
-    if "soft_label" in objective.reads:
-        raise ConfigError(f"{objective.reader_of('soft_label')} reads soft labels, which scored answers do not have.")
+    check_labels(objective, pairing)
     counts = rounds, epochs, batch_size, prompts_per_round, k
-    return Iterative(objective, objective.scale, *counts, PAIRINGS[pairing], data)
+    return Iterative(objective, objective.scale, *counts, rule, data)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 from rlpref.models.bundle import Models
 from rlpref.testbed import exact, measures, optima
 from rlpref.testbed.coverage import NearPairs, coverage, pair_distribution
+from rlpref.testbed.duels import TestbedPreference, played
 from rlpref.testbed.own import OwnRegret
 from rlpref.testbed.task import Testbed, conditionals
 
@@ -26,6 +27,7 @@ class ExactEvaluator:
     ref: Tensor  # conditionals of the initial reference
     beta: float | None  # None: the run optimises no KL-regularised objective, so it has no regret
     own_regret: OwnRegret | None = None  # None: the loss aims at the KL-regularised optimum, or at nothing known
+    game: Callable[[Tensor], dict[str, float]] | None = None  # None: training asks for no preference
 
     def __call__(self, models: Models, drawn_from: Tensor | NearPairs | None = None) -> dict[str, float]:
         """Mean over prompts of reward, cost where the task has one, KL to the initial reference, regret, gap to the
@@ -56,6 +58,8 @@ class ExactEvaluator:
             row |= {f"exact/coverage_{name}": value for name, value in covered.items() if math.isfinite(value)}
         if self.own_regret:
             row["exact/own_regret"] = self.own_regret(policy)
+        if self.game:
+            row |= {f"exact/{name}": value for name, value in self.game(policy).items()}
         if self.beta is not None:
             row["exact/regret"] = float(self._optimum.v[:, 0].mean()) - (reward - self.beta * kl)
             advantage = self._optimum.advantages
@@ -94,7 +98,11 @@ def make_exact(
     beta: float | None,
     own: Callable[[Testbed, Tensor], OwnRegret | None] = lambda task, ref: None,
 ) -> ExactEvaluator:
-    """`own` makes the own regret of the run's algorithm from task and enumerated reference."""
+    """`own` makes the own regret of the run's algorithm from task and enumerated reference. Where training asks for the
+    testbed's preference, the policy is measured as a player of its game."""
     with models.initial.active() as initial:
         ref = conditionals(task, initial, models.temperature).cpu()
-    return ExactEvaluator(task, ref, beta, own(task, ref))
+    game = None
+    if isinstance(models.preference, TestbedPreference):
+        game = partial(played, task, ref=ref, preference=models.preference.preference, tau=beta)
+    return ExactEvaluator(task, ref, beta, own(task, ref), game)

@@ -30,6 +30,13 @@ def kto(
     return weight * torch.sigmoid(-signed(al, beta * (al.logps - al.ref_logps - z)))
 
 
+@register(at_ref="((score - 1/2) / beta)**2")
+def sppo_single(al: AnswerLogps, beta: Positive) -> Tensor:
+    """(h - (s - 1/2)/beta)^2 with the score s of the answer its estimated probability to beat the policy that drew it.
+    Wu et al. 2024 (2405.00675), eq. 4.4; beta is the paper's 1/eta, the reference its policy of the round before."""
+    return (al.logps - al.ref_logps - (al.score - 0.5) / beta) ** 2
+
+
 @register(at_ref="1/2")
 def apo_zero_unpaired(al: AnswerLogps, beta: Positive) -> Tensor:
     """1 - sigmoid(beta h) where desirable, sigmoid(beta h) where not: `apo_zero` answer by answer. D'Oosterlinck et al.

@@ -43,7 +43,7 @@ class Models:
     reward: Callable[[Sequences], Tensor] | None = None  # the score that training may use
     gold: Callable[[Sequences], Tensor] | None = None  # the truth, for labels and evaluation
     cost: Callable[[Sequences], Tensor] | None = None  # what a constraint holds below its limit
-    preference: Callable[[Sequences, Sequences], Tensor] | None = None  # [B] probability that the first one wins
+    preference: Callable[[Sequences, Sequences], Tensor] | None = None  # [B] P(first beats second), for training
     reward_model: ScalarHead | None = None
     critic: ScalarHead | None = None
     rule: ReferenceRule = FIXED  # how `ref` moves

@@ -104,6 +104,7 @@ def stack_models(runs: list[Models]) -> Models:
         reward=first.reward and (gold if first.reward is first.gold else Unstacked(first.reward, tree)),
         gold=gold,
         cost=first.cost and Unstacked(first.cost, tree),
+        preference=first.preference and Unstacked(first.preference, tree),
         critic=heads("critic"),
         reward_model=heads("reward_model"),
     )
@@ -121,13 +122,13 @@ def member(module: nn.Module, run: int) -> nn.Module:
 
 @dataclass
 class Unstacked:
-    """A scorer of the runs' common task that reads stacked prompts."""
+    """A scorer or a preference of the runs' common task that reads stacked prompts."""
 
     scorer: object
     tree: AnswerTree
 
-    def __call__(self, sequences: Sequences) -> Tensor:
-        return self.scorer(self._own(sequences))
+    def __call__(self, *answers: Sequences) -> Tensor:
+        return self.scorer(*map(self._own, answers))
 
     @property
     def disagreement(self) -> Callable[[Sequences], Tensor] | None:

@@ -6,18 +6,51 @@ by their place in a flattened [inner, vocab] table.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from rlpref.binding import ConfigError
 from rlpref.testbed.exact import answer_logps, expectation, sequence_kl
 from rlpref.testbed.optima import BETAS, conditionals_of, frontier, optimum
-from rlpref.testbed.preferences import Preference
-from rlpref.testbed.task import Testbed, answer_places
+from rlpref.testbed.preferences import Preference, preference_model
+from rlpref.testbed.task import Testbed, answer_places, places
+from rlpref.types import Sequences
 
 PAIRS_AT_ONCE = 2**18  # 2 MB: what stays in a cache is several times faster
+
+
+@dataclass
+class TestbedPreference:
+    """A preference of the task's answers as one of token sequences."""
+
+    __test__ = False
+
+    task: Testbed
+    preference: Preference
+    name: str
+
+    def __call__(self, first: Sequences, second: Sequences) -> Tensor:
+        """[B] fp32 P(first beats second). Raises ValueError for a row that is no finished answer, and for two answers
+        to different prompts."""
+        (prompt, one), (same, other) = (places(self.task.tree, answers) for answers in (first, second))
+        if (prompt != same).any():
+            raise ValueError("a preference compares two answers to one prompt")
+        return self.preference(prompt.cpu(), one.cpu(), other.cpu()).float().to(first.ids.device)
+
+
+def preference_of(task: Testbed, name: str, options: Mapping[str, Any] | None) -> TestbedPreference:
+    """The preference of that name as one of token sequences. Raises ConfigError for one that drops ties: whoever asks
+    it gets an answer."""
+    preference = preference_model(name, options)(task)
+    if preference.decided:
+        raise ConfigError(
+            f"data.preference '{name}' leaves pairs undecided: no reward can be made of it. Take another."
+        )
+    return TestbedPreference(task, preference, name)
 
 
 def crossed(task: Testbed, preference: Preference, first: Tensor, second: Tensor) -> Tensor:
@@ -120,3 +153,13 @@ def exploitability(task: Testbed, policy: Tensor, ref: Tensor, preference: Prefe
     wins = win_probability(task, policy, preference)
     own = expectation(task, policy, wins) - tau * sequence_kl(task, policy, ref)
     return optimum(task, ref, wins, tau).v[:, 0] - own
+
+
+def played(task: Testbed, policy: Tensor, ref: Tensor, preference: Preference, tau: float | None) -> dict[str, float]:
+    """Means over prompts of what the best reply to a policy gains: `exploitability` in the game with a KL to the
+    reference of weight tau (None: left out), `exploitability_free` in the game without, max p(y beats policy) - 1/2."""
+    free = win_probability(task, policy, preference).flatten(1).amax(1) - 0.5
+    found = {"exploitability_free": float(free.mean())}
+    if tau is not None:
+        found["exploitability"] = float(exploitability(task, policy, ref, preference, tau).mean())
+    return found

@@ -12,6 +12,7 @@ from rlpref.models.heads import scalar_model
 from rlpref.models.lm import apply_lora
 from rlpref.models.reference import freeze
 from rlpref.models.reference_rule import reference_rule
+from rlpref.rewards.scorer import BradleyTerry
 from rlpref.rollout.engine import LocalEngine
 from rlpref.types import Pairs, Prompts, Sequences
 
@@ -55,8 +56,18 @@ ALGORITHMS = {
         "rejection",
         ROUND | {"keep": "max", "stages": "all"} | dict.fromkeys(("top", "threshold", "growth")),
     ),
+    "sppo": ("sppo", ROUND | {"loss": {"name": "sppo_single", "beta": 0.1}}),
+    "xpo": (
+        "xpo",
+        {key: value for key, value in ROUND.items() if key != "k"} | {"loss": DPO, "alpha": 0.1, "data": "fresh"},
+    ),
+    "nash_md": ("nash_md", PER_ROUND | {"share": 0.125, "baseline": "leave_one_out"}),
     "reinforce": ("reinforce", PER_ROUND | EOS | {"baseline": "leave_one_out", "baseline_rate": None}),
 }
+
+
+def sum_of_ids(sequences: Sequences) -> torch.Tensor:
+    return (sequences.ids * sequences.mask).float().sum(1)
 
 
 def gpt2_models(dropout: float) -> Models:
@@ -82,7 +93,8 @@ def gpt2_models(dropout: float) -> Models:
         max_new_tokens=5,
         chunk=8,
         engine=LocalEngine(8),
-        reward=lambda sequences: (sequences.ids * sequences.mask).float().sum(1),
+        reward=sum_of_ids,
+        preference=BradleyTerry(sum_of_ids),
         critic=scalar_model(policy, None, torch.Generator().manual_seed(0)),
     )
 

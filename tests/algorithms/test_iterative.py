@@ -3,7 +3,7 @@ import torch
 
 from rlpref.algorithms import make_algorithm
 from rlpref.algorithms.algorithm import Costs, Round
-from rlpref.algorithms.iterative import best_worst, bradley_terry
+from rlpref.algorithms.pairing import PAIRINGS
 from rlpref.binding import ConfigError
 from rlpref.models.reference_rule import reference_rule
 from rlpref.ops.logps import token_logps
@@ -33,35 +33,6 @@ def round_(index, previous=None):
 def laboratory(task, testbed_models, testbed_data):
     models = testbed_models(task)
     return models, testbed_data(task, models)
-
-
-def test_best_against_worst_and_no_pair_where_all_tie():
-    scores = torch.tensor([[1.0, 3.0, 2.0], [5.0, 5.0, 5.0], [0.0, -1.0, 0.0]])
-    prompt, chosen, rejected = best_worst(scores, [torch.Generator()])
-    assert prompt.tolist() == [0, 2]
-    assert chosen[0] == 1
-    assert rejected.tolist() == [0, 1]
-    assert scores[2, chosen[1]] == 0.0
-
-
-def test_bradley_terry_pairs_are_disjoint():
-    scores = torch.randn(5, 7)
-    prompt, chosen, rejected = bradley_terry(scores, [torch.Generator().manual_seed(0)])
-    for x in range(5):
-        used = chosen[prompt == x].tolist() + rejected[prompt == x].tolist()
-        assert sorted(used) == [0, 1, 2, 3, 4, 5]  # the seventh answer has no partner
-
-
-def test_bradley_terry_labels_by_the_sigmoid_of_the_difference():
-    n = 20_000
-    scores = torch.tensor([1.3, 0.5, -2.0, 0.0]).expand(n, 4)
-    _, chosen, _ = bradley_terry(scores, [torch.Generator().manual_seed(0)])
-    for first, difference in [(0, 0.8), (2, -2.0)]:
-        pairs = (chosen == first) | (chosen == first + 1)
-        wins = (chosen[pairs] == first).double().mean().item()
-        p = torch.tensor(difference).sigmoid().item()
-        assert pairs.sum() == n
-        assert abs(wins - p) < 4 * (p * (1 - p) / n) ** 0.5
 
 
 def test_collected_pairs_are_ordered_answers_to_one_prompt(laboratory):
@@ -119,7 +90,7 @@ def test_a_reference_that_moves_within_rounds_leaves_no_log_probs_behind(laborat
     assert both.ref_rejected is None
 
 
-@pytest.mark.parametrize("pairing", ["best_worst", "bradley_terry"])
+@pytest.mark.parametrize("pairing", PAIRINGS)
 @pytest.mark.parametrize("data_kind", ["fresh", "aggregated"])
 def test_no_round_has_more_rows_than_the_schedule_was_told(laboratory, pairing, data_kind):
     models, data = laboratory
@@ -127,7 +98,7 @@ def test_no_round_has_more_rows_than_the_schedule_was_told(laboratory, pairing, 
     for index in range(3):
         previous = algorithm.collect(models, data, round_(index, previous))
         assert 0 < len(previous) <= algorithm.examples(data, index)
-        if pairing == "bradley_terry":
+        if pairing in ("bradley_terry", "preference"):
             assert len(previous) == algorithm.examples(data, index)
 
 
@@ -139,3 +110,35 @@ def test_a_coupled_loss_counts_the_rows_of_all_rounds(laboratory):
     first = algorithm.collect(models, data, round_(0))
     with pytest.raises(ConfigError, match="of 6 rows in minibatches of 5 one is left alone"):
         algorithm.collect(models, data, round_(1, first))
+
+
+def test_a_rule_that_compares_asks_for_no_score(laboratory):
+    models, data = laboratory
+    models.reward, round = None, round_(0)
+    algorithm = iterative(pairing="preference")
+    pairs = algorithm.collect(models, data, round)
+    assert algorithm.compares
+    assert pairs.chosen_score is None
+    torch.testing.assert_close(models.preference(pairs.chosen, pairs.rejected), pairs.soft_label)
+    assert (round.costs[0].samples, round.costs[0].labels) == (24, 12)
+
+
+@pytest.mark.parametrize(
+    ("pairing", "changes", "column"),
+    [
+        ("best_worst", {"loss": {"name": "sppo", "beta": 0.5, "labels": "soft"}}, "loss 'sppo' reads 'soft_label'"),
+        ("all", {"modifiers": {"soft_labels": True}}, "modifier 'soft_labels' reads 'soft_label'"),
+        ("preference", {"loss": {"name": "rebel", "beta": 0.5}}, "loss 'rebel' reads 'chosen_score'"),
+        ("win_rate", {"modifiers": {"score_margin": 0.5}}, "modifier 'score_margin' reads 'chosen_score'"),
+    ],
+)
+def test_what_a_rule_does_not_find_out_no_loss_may_read(pairing, changes, column):
+    with pytest.raises(ConfigError, match=column):
+        iterative(pairing=pairing, **changes)
+    other = "bradley_terry"  # knows both
+    iterative(pairing=other, **changes)
+
+
+def test_an_unknown_rule_is_refused_by_name():
+    with pytest.raises(ConfigError, match="algorithm.pairing 'best_wors' is not known. Did you mean 'best_worst'"):
+        iterative(pairing="best_wors")

@@ -119,7 +119,7 @@ def test_the_stated_value_where_policy_is_reference(name, settings):
         if entry.takes is PairLogps:
             facts |= {"nll": float(-rows.chosen[row] / rows.chosen_len[row]), "p": float(rows.soft_label[row])}
         elif entry.takes is AnswerLogps:
-            facts["label"] = bool(rows.label[row])
+            facts |= {"label": bool(rows.label[row]), "score": float(rows.score[row])}
         else:
             facts["k"] = int(rows.present[row].sum())
         stated = eval(entry.at_ref, {"dict": dict, **vars(math)}, defaults | settings | facts)
