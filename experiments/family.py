@@ -17,6 +17,7 @@ import sys
 from pathlib import Path
 
 import pandas as pd
+import yaml
 
 from rlpref.logging.folder import write_atomically
 from rlpref.report import load
@@ -27,6 +28,11 @@ from rlpref.report.statistics import mean_interval
 from rlpref.report.tables import interval_text, markdown, text
 
 GRID = (1e-4, 3e-4, 1e-3)
+OWN = {  # where the study's budget would mean another number of labels for a method
+    "online_dpo": ("algorithm.pairing=random", "algorithm.prompts_per_round=9"),
+    "xpo": ("algorithm.prompts_per_round=72", "algorithm.epochs=1", "algorithm.data=fresh"),
+    "sppo_online": ("algorithm.prompts_per_round=12", "algorithm.epochs=1"),
+}
 TUNING = ("seed=100", "data.seed=100")
 MEASURES = {"reward": "eval/reward", "KL (nats)": "eval/kl", "win rate": "eval/win_rate"}
 SPENT = {
@@ -77,10 +83,19 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(columns)
 
 
-def train(folder: Path, *overrides: str) -> None:
-    """One sweep in a process of its own; failed runs stand in its report and do not end the study."""
-    command = [sys.executable, "-m", "rlpref.train", "experiment=family", f"hydra.sweep.dir={folder}", *overrides]
-    subprocess.run(command, check=False)
+def train(folder: Path, methods: list[str], overrides: list[str]) -> list[Path]:
+    """Sweeps in processes of their own, one for all methods without OWN settings and one for each other; the folders.
+
+    Failed runs stand in the reports and do not end the study."""
+    groups: dict[tuple, list[str]] = {}
+    for method in methods:
+        groups.setdefault(OWN.get(method, ()), []).append(method)
+    folders = []
+    for own, together in groups.items():
+        folders.append(folder / (together[0] if own else "shared"))
+        chosen = [f"hydra.sweep.dir={folders[-1]}", f"algorithm={','.join(together)}", *own, *overrides]
+        subprocess.run([sys.executable, "-m", "rlpref.train", "experiment=family", *chosen], check=False)
+    return folders
 
 
 def write(out: Path, sweep: Sweep, rates: pd.DataFrame) -> pd.DataFrame:
@@ -93,6 +108,11 @@ def write(out: Path, sweep: Sweep, rates: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
+def _of_the_study() -> str:
+    file = Path(__file__).parents[1] / "conf" / "experiment" / "family.yaml"
+    return yaml.safe_load(file.read_text(encoding="utf-8"))["hydra"]["sweeper"]["params"]["algorithm"]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("overrides", nargs="*", help="key=value for every run")
@@ -100,13 +120,11 @@ def main() -> None:
     parser.add_argument("--methods", help="comma-separated, instead of those of conf/experiment/family.yaml")
     arguments = parser.parse_intermixed_args()
     out, overrides = arguments.out, arguments.overrides
-    methods = [f"algorithm={arguments.methods}"] if arguments.methods else []
-    train(out / "tuning", f"optimizer.lr={','.join(map(str, GRID))}", *TUNING, *methods, *overrides)
-    rates = chosen(load(out / "tuning"))
-    finals = []
-    for rate, methods in rates.groupby("optimizer.lr"):
-        finals.append(out / f"lr-{rate:g}")
-        train(finals[-1], f"algorithm={','.join(methods['method'])}", f"optimizer.lr={rate}", *overrides)
+    methods = (arguments.methods or _of_the_study()).split(",")
+    tuned = train(out / "tuning", methods, [f"optimizer.lr={','.join(map(str, GRID))}", *TUNING, *overrides])
+    rates, finals = chosen(load(*tuned)), []
+    for rate, members in rates.groupby("optimizer.lr"):
+        finals += train(out / f"lr-{rate:g}", list(members["method"]), [f"optimizer.lr={rate}", *overrides])
     print(markdown(readable(write(out, load(*finals), rates))), end="")
 
 
