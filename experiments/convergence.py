@@ -87,6 +87,8 @@ def _aims_at_the_optimum(config: dict) -> bool:
         if algorithm["kind"] == "offline":
             return config["data"]["preference"] == "bradley_terry"
         return algorithm["pairing"] == "bradley_terry"
+    if algorithm.get("kl_target") or algorithm.get("reward_clip") or algorithm.get("scale_scores", "none") != "none":
+        return False  # the KL is weighed against another reward, or by another weight
     in_return = algorithm.get("kl", "reward") == "reward"  # then all advantages vanish there, whatever divides them
     return config["reward"]["kind"] == "gold" and algorithm.get("eos_rule") == "none" and in_return
 

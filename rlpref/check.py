@@ -227,8 +227,14 @@ def _refuse_second_beta(config: dict) -> None:
 
 
 def reads_beta(algorithm: dict) -> bool:
-    """Whether the algorithm optimises an objective with a beta (IPO's tau takes its place)."""
+    """Whether the algorithm has an objective with a beta (IPO's tau takes its place), or starts from one."""
     return bool(_betas(algorithm))
+
+
+def aims_at_beta(algorithm: dict) -> bool:
+    """Whether it optimises an objective at the run's beta to the end: with a `kl_target` that is but where it starts,
+    and a regret at it would be one to what nobody looked for."""
+    return reads_beta(algorithm) and algorithm.get("kl_target") is None
 
 
 def _betas(algorithm: dict) -> dict[str, float]:

@@ -16,13 +16,13 @@ import torch
 import yaml
 
 from rlpref import checkpoint
-from rlpref.algorithms.fit import check_rows
+from rlpref.algorithms.fit import check_rows, staleness
 from rlpref.binding import ConfigError
 from rlpref.build import Parts, build
-from rlpref.check import Checked, check, reads_beta
+from rlpref.check import Checked, aims_at_beta, check
 from rlpref.evaluation.evaluator import Evaluator
 from rlpref.evaluation.exact import ExactEvaluator, make_exact
-from rlpref.logging.card import environment, peak_memory_mb
+from rlpref.logging.card import environment, peak_memory_mb, write_card
 from rlpref.logging.folder import RunFolder, config_hash, read_json, write_atomically, write_json
 from rlpref.logging.mirror import NoMirror, make_mirror
 from rlpref.models.bundle import Models
@@ -200,7 +200,7 @@ def _assemble(job: Ready, replicas: int) -> tuple[Run, dict]:
     torch.manual_seed(config["seed"])
     parts = build(config, checked)
     check_rows(checked.algorithm, parts.data.train)
-    beta = config["beta"] if reads_beta(config["algorithm"]) else None
+    beta = config["beta"] if aims_at_beta(config["algorithm"]) else None
     exact = make_exact(parts.task, parts.models, beta, own_measure(config)) if parts.task else None
     if exact:
         write_json(folder.path / "frontier.json", exact.frontier())
@@ -208,9 +208,9 @@ def _assemble(job: Ready, replicas: int) -> tuple[Run, dict]:
     evaluator = Evaluator(
         parts.models, parts.data, exact, tuple(checked.algorithm.trains), **sizes, seed=config["seed"]
     )
-    card = _card(config, parts, exact) | {"replicas": replicas}
+    card = _card(config, parts, exact) | {"staleness": staleness(checked.algorithm, parts.data), "replicas": replicas}
     _require_same_start(folder, card)
-    write_json(folder.path / "run.json", card)
+    write_card(folder.path, card)
     mirror = make_mirror(
         **checked.logger,
         folder=folder.path,
@@ -228,7 +228,7 @@ def _finish(job: Ready, run: Run, card: dict, last: dict, wall: float) -> dict:
     """Writes what a run leaves behind when it has ended well; `wall` seconds are its share of those of all runs."""
     folder = job.folder
     found = {"reference_logps": _asked(run.models), "wall_seconds": wall, "peak_memory_mb": peak_memory_mb()}
-    write_json(folder.path / "run.json", card | found)
+    write_card(folder.path, card | found)
     summary = last | {"wall_seconds": wall}
     write_json(folder.path / "summary.json", summary)
     job.set_status("done")

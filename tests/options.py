@@ -15,3 +15,22 @@ PPO_OFF = {  # what projects that call it PPO differ in, as the paper has it
     "critic_init": "auto",
     "critic_warmup": 0,
 }
+PPO = {
+    "beta": 0.3,
+    "rounds": 2,
+    "epochs": 1,
+    "batch_size": 64,
+    "prompts_per_round": 4,
+    "k": 8,
+    "gamma": 1.0,
+    "gae_lambda": 0.95,
+    **PPO_OFF,
+    "cliprange": 0.2,
+    "cliprange_value": 0.2,
+    "vf_coef": 0.5,
+    "whiten_advantages": False,
+    "eos_rule": "none",
+    "eos_penalty": None,
+    "lr_scale": 1.0,
+    "critic_lr_scale": 2.0,
+}

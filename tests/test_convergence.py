@@ -17,6 +17,8 @@ SHORT = {
     "iterative_dpo": ["data.pairs=200", "algorithm.rounds=6"],
     "ppo": ["data.pairs=200", "algorithm.rounds=25"],
     "reinforce": ["data.pairs=200", "algorithm.rounds=60"],
+    "a2c": ["data.pairs=200", "algorithm.rounds=60"],
+    "trpo": ["data.pairs=200", "algorithm.rounds=60", "algorithm.delta=0.01"],
 }
 FEW = ["threads=1", "data.test_pairs=50", "evaluation.times=1", "evaluation.k=4", "evaluation.pairs=50"]
 TINY = ["model=tiny", "model.pretrain_steps=20", "algorithm=sft", "data.pairs=256", "testbed.reward=order"]
@@ -44,7 +46,7 @@ def table(convergence, grid):
 
 
 def test_every_cell_has_its_row(table, grid):
-    assert len(table) == 7
+    assert len(table) == len(SHORT) + 1
     assert table["n"].to_dict() == {("tabular", name): 2 for name in SHORT} | {("tiny", "sft"): 1}
     assert table.loc[("tiny", "sft"), "task"] == "order"
     assert math.isnan(table.loc[("tiny", "sft"), "own_regret_low"])
@@ -54,7 +56,7 @@ def test_every_cell_has_its_row(table, grid):
 def test_each_number_is_the_mean_over_its_runs(table, grid):
     for name in SHORT:
         rows = [runs.metrics(grid / f"{name}-{seed}") for seed in (0, 1)]
-        own = "regret" if name in ("dpo", "iterative_dpo", "ppo", "reinforce") else "own_regret"
+        own = "regret" if name in ("dpo", "iterative_dpo", "ppo", "reinforce", "a2c", "trpo") else "own_regret"
         for column, key in {"own_regret": own, "kl": "kl", "gap": "gap"}.items():
             values = [[row[f"exact/{key}"] for row in run if f"exact/{key}" in row] for run in rows]
             found = table.loc[("tabular", name), column]
@@ -85,6 +87,10 @@ def test_ipo_goes_to_its_own_optimum_and_not_to_the_other(table):
         (["algorithm=reinforce"], True),
         (["algorithm=reinforce", "algorithm.eos_rule=replace", "algorithm.eos_penalty=1"], False),
         (["algorithm=ppo", "reward=learned", "reward.path=somewhere"], False),
+        (["algorithm=a2c"], True),
+        (["algorithm=trpo"], True),
+        (["algorithm=ppo", "algorithm.kl_target=1", "algorithm.kl_horizon=1000"], False),
+        (["algorithm=ppo", "algorithm.scale_scores=running_std"], False),
         (["algorithm=dr_grpo"], True),
         (["algorithm=gspo"], True),
         (["algorithm=grpo"], False),

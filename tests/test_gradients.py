@@ -69,6 +69,7 @@ ALGORITHMS = {
     "sft": ("sft", FIXED),
     "reward_model": ("reward_model", FIXED | {"loss": {"name": "bradley_terry"}}),
     "ppo": ("ppo", PPO),
+    "ppo_unclipped": ("ppo", PPO | {"cliprange": None, "cliprange_value": None, "entropy_coef": 0.1}),
     "reinforce": ("reinforce", REINFORCE),
     "grpo": ("grouped", GROUPED | GRPO),
     "gspo": ("grouped", GROUPED | GSPO),

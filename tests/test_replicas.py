@@ -14,7 +14,12 @@ pytestmark = pytest.mark.slow
 
 SMALL = [*runs.TESTBED, "training.log_every=2"]
 LEARNED = ["algorithm=ppo", *runs.ONLINE, "algorithm.batch_size=16", "reward=learned", "reward.path={reward_model}"]
-CASES = runs.METHODS | {
+CASES = {name: settings for name, settings in runs.METHODS.items() if name != "trpo"} | {
+    "ppo_steered": [
+        *[*runs.METHODS["ppo"], "algorithm.kl_target=1", "algorithm.kl_horizon=100", "algorithm.critic_warmup=1"],
+        *["algorithm.scale_scores=running_mean_std", "algorithm.eos_rule=bootstrap"],
+    ],
+    "ppo_shared": [*runs.METHODS["ppo"], "algorithm.critic=shared", "algorithm.critic_init=random"],
     "iterative_previous_aggregated": [
         *runs.METHODS["iterative_dpo"],
         "reference=previous",
@@ -186,6 +191,15 @@ def test_two_jobs_cannot_share_a_folder(tmp_path):
     (job,) = jobs(tmp_path, [[*SMALL, *CASES["dpo"]]])
     with pytest.raises(ValueError, match="share a run folder"):
         run_side_by_side([job, job])
+
+
+def test_natural_steps_are_taken_one_run_after_the_other(tmp_path, capsys):
+    made = jobs(tmp_path / "together", [[*SMALL, *runs.METHODS["trpo"], f"seed={seed}"] for seed in range(2)])
+    results = run_side_by_side(made)
+    assert "one by one: Unstackable: the line search of a natural gradient" in capsys.readouterr().err
+    runs.run(tmp_path / "alone", *SMALL, *runs.METHODS["trpo"], "seed=1")
+    assert_same_run(tmp_path / "together" / "1", tmp_path / "alone")
+    assert results[0]["cost/steps"] == 9
 
 
 def test_a_new_run_does_not_hold_up_interrupted_ones(tmp_path):

@@ -28,7 +28,15 @@ CASES = {
     "dpo_sync": [*runs.METHODS["dpo"], "reference=sync", "reference.every=2"],
     "dpo_ema": [*runs.METHODS["dpo"], "reference=ema", "reference.every=1"],
     "ppo": runs.METHODS["ppo"],
+    "ppo_steered": [
+        *[*runs.METHODS["ppo"], "algorithm.kl_target=1", "algorithm.kl_horizon=100", "algorithm.critic_warmup=1"],
+        *["algorithm.scale_scores=running_mean_std", "algorithm.reward_clip=2", "algorithm.eos_rule=bootstrap"],
+    ],
+    "ppo_shared": [*runs.METHODS["ppo"], "algorithm.critic=shared", "algorithm.critic_init=random"],
+    "a2c": runs.METHODS["a2c"],
+    "trpo": runs.METHODS["trpo"],
     "grpo": runs.METHODS["grpo"],
+    "grpo_dynamic": [*runs.METHODS["grpo"], "algorithm.dynamic_sampling=3", "algorithm.k=2"],
     "rejection": runs.METHODS["rejection"],
     "ppo_constrained": [
         *[*runs.METHODS["ppo"], "constraint=lagrangian", "constraint.cost=length", "constraint.limit=1.2"],

@@ -6,6 +6,7 @@ from rlpref.algorithms.algorithm import Algorithm
 from rlpref.algorithms.objective import require_columns
 from rlpref.algorithms.reward_model import check_columns
 from rlpref.binding import ConfigError
+from rlpref.data.preferences import PreferenceData
 from rlpref.losses.inputs import AnswerLogps, ListLogps, PairLogps, RewardLists, RewardPairs
 from rlpref.models.reference_rule import ReferenceRule
 from rlpref.types import TensorBatch
@@ -86,3 +87,11 @@ def check_rows(algorithm: Algorithm, rows: TensorBatch) -> None:
         return
     check = check_columns if objective.entry.takes in (RewardPairs, RewardLists) else require_columns
     check(objective, rows)
+
+
+def staleness(algorithm: Algorithm, data: PreferenceData) -> int | None:
+    """The most updates between the policy that sampled an answer and the one that learns from it in the same round: 0
+    where a round is one update. None for what samples nothing."""
+    if not algorithm.needs_reward:
+        return None
+    return algorithm.epochs * -(-algorithm.examples(data, 0) // algorithm.batch_size) - 1

@@ -6,12 +6,15 @@ import platform
 import resource
 import subprocess
 import sys
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
+
+from rlpref.logging.folder import write_atomically, write_json
 
 PACKAGES = ["torch", "transformers", "datasets", "hydra-core", "wandb", "peft", "einops", "safetensors", "numpy"]
 
@@ -54,6 +57,43 @@ def _git() -> dict:
         return subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True).stdout.strip()
 
     return {"git_commit": git("rev-parse", "HEAD"), "git_dirty": bool(git("status", "--porcelain", "-uno"))}
+
+
+def write_card(folder: Path, card: dict) -> None:
+    """The card as run.json, and for a reader as card.md: every setting of the algorithm, then all else."""
+    write_json(folder / "run.json", card)
+    algorithm = card["algorithm"]
+    behind = card.get("staleness")
+    rest = {key: value for key, value in card.items() if key not in ("algorithm", "staleness")}
+    parts = [
+        f"# {algorithm['name']}",
+        _table(
+            algorithm
+            if behind is None
+            else algorithm | {"staleness": f"0 to {behind} updates since the answers were drawn"}
+        ),
+        "## The run",
+        _table(rest),
+    ]
+    write_atomically(folder / "card.md", "\n\n".join(parts) + "\n")
+
+
+def _table(settings: dict) -> str:
+    rows = ["| | |", "| --- | --- |", *(f"| {key} | {_text(value)} |" for key, value in _flat(settings))]
+    return "\n".join(rows)
+
+
+def _flat(settings: dict, prefix: str = "") -> Iterator[tuple[str, object]]:
+    """Each leaf of nested settings with its dotted key."""
+    for key, value in settings.items():
+        if isinstance(value, dict) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _text(value: object) -> str:
+    return "-" if value is None else str(value).replace("|", "\\|").replace("\n", " ")
 
 
 def peak_memory_mb() -> float:

@@ -10,6 +10,7 @@ from rlpref.algorithms import make_algorithm
 from rlpref.algorithms.algorithm import Costs, Round
 from rlpref.binding import ConfigError
 from rlpref.ops.baselines import EPSILON
+from rlpref.ops.blocks import Unstackable
 from rlpref.testbed.gradients import objective_gradient
 from rlpref.testbed.optima import optimum
 from rlpref.testbed.task import make_testbed
@@ -139,3 +140,58 @@ def test_at_the_optimum_every_advantage_is_zero(task, testbed_models, testbed_da
     assert rollouts.scores.std() > 0.1
     assert rollouts.advantages.abs().max() < 1e-5
     assert round.metrics["objective/advantages_std"] < 1e-5
+
+
+def mixed_from(call, models):
+    """A reward that tells the first group of the first draw apart, and from the draw `call` on all answers."""
+    calls = []
+
+    def reward(sequences):
+        calls.append(len(sequences))
+        rows = torch.arange(len(sequences)).float()
+        tells_apart = (rows < 8) if len(calls) == 1 else torch.tensor(len(calls) >= call)
+        return torch.where(tells_apart, rows, 0.0)
+
+    models.reward = reward
+    return calls
+
+
+def test_groups_of_one_score_are_drawn_again_for_other_prompts(laboratory):
+    models, data = laboratory
+    calls = mixed_from(3, models)
+    found, round = collect(grouped(dynamic_sampling=5), models, data)
+    assert calls == [32, 24, 24]  # the first group is mixed at once, the other three only in the third draw
+    assert round.costs[0].samples == round.costs[0].labels == sum(calls)
+    assert round.metrics["groups/drawn_again"] == 48 / 32
+    assert round.metrics["groups/uniform"] == 0
+    assert (found.scores.view(4, 8).std(1) > 0).all()
+    kl = (found.logps - found.ref_logps).sum(1)
+    with torch.no_grad():
+        again = models.policy_logps(found.sequences)[0].sum(1) - models.ref_logps(found.sequences).sum(1)
+    torch.testing.assert_close(kl, again, atol=1e-5, rtol=0)
+    assert round.metrics["objective/scores"] == torch.arange(8.0).sum() / 32  # of the first draw
+
+
+def test_what_stays_uniform_is_kept_after_so_many_draws(laboratory):
+    models, data = laboratory
+    calls = mixed_from(9, models)
+    found, round = collect(grouped(dynamic_sampling=2, beta=0.0), models, data)
+    assert calls == [32, 24, 24]
+    assert len(found) == 32
+    assert round.metrics["groups/drawn_again"] == 48 / 32
+    assert round.metrics["groups/uniform"] == 3 / 4
+    plain = mixed_from(9, models)
+    _, round = collect(grouped(), models, data)
+    assert plain == [32]
+    assert "groups/drawn_again" not in round.metrics
+
+
+def test_drawing_again_is_refused_side_by_side_and_only_where_it_is_due(laboratory):
+    models, data = laboratory
+    data.prompts = data.prompts.map(lambda tensor: tensor.repeat(2, 1))
+    collect(grouped(dynamic_sampling=2), models, data, runs=1)
+    models.reward = lambda sequences: torch.arange(len(sequences)).float()
+    assert len(collect(grouped(dynamic_sampling=2), models, data, runs=2)[0]) == 64
+    models.reward = lambda sequences: torch.zeros(len(sequences))
+    with pytest.raises(Unstackable, match="dynamic sampling draws again"):
+        collect(grouped(dynamic_sampling=2), models, data, runs=2)

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from options import PPO_OFF
+from options import PPO
 
 from rlpref.algorithms import make_algorithm
 from rlpref.algorithms.algorithm import Costs, Round
@@ -12,29 +12,9 @@ from rlpref.ops.kl import k2, k3
 from rlpref.ops.logps import token_logps
 from rlpref.types import Sequences
 
-SETTINGS = {
-    "beta": 0.3,
-    "rounds": 2,
-    "epochs": 1,
-    "batch_size": 64,
-    "prompts_per_round": 4,
-    "k": 8,
-    "gamma": 1.0,
-    "gae_lambda": 0.95,
-    **PPO_OFF,
-    "cliprange": 0.2,
-    "cliprange_value": 0.2,
-    "vf_coef": 0.5,
-    "whiten_advantages": False,
-    "eos_rule": "none",
-    "eos_penalty": None,
-    "lr_scale": 1.0,
-    "critic_lr_scale": 2.0,
-}
-
 
 def ppo(**changes):
-    return make_algorithm("ppo", SETTINGS | changes, "ppo")
+    return make_algorithm("ppo", PPO | changes, "ppo")
 
 
 @pytest.fixture

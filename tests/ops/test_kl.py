@@ -1,6 +1,6 @@
 import torch
 
-from rlpref.ops.kl import k1, k2, k3
+from rlpref.ops.kl import controlled, k1, k2, k3
 
 
 def enumerated(seed, spread=1.0):
@@ -30,3 +30,10 @@ def test_k2_is_biased_but_agrees_to_second_order():
 def test_all_are_zero_where_the_two_agree():
     zero = torch.zeros(3)
     assert all((estimator(zero) == 0).all() for estimator in (k1, k2, k3))
+
+
+def test_the_weight_of_the_kl_moves_by_its_relative_error_held_within_a_fifth():
+    coef, kl = torch.tensor([0.5, 0.5, 0.5, 0.0]), torch.tensor([6.6, 60.0, 0.1, 60.0])
+    found = controlled(coef, kl, target=6.0, gain=0.1)
+    torch.testing.assert_close(found, torch.tensor([0.5 * 1.01, 0.5 * 1.02, 0.5 * 0.98, 0.0]))
+    assert controlled(torch.tensor(0.5), torch.tensor(6.0), 6.0, 0.1).item() == 0.5
