@@ -171,6 +171,6 @@ def slow_but(cases, fast: list[str]) -> list:
 def experiment(name: str):
     """The script of a study as a module."""
     spec = importlib.util.spec_from_file_location(name, ROOT / "experiments" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)  # dataclasses look their module up
     spec.loader.exec_module(module)
     return module

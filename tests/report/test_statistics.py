@@ -6,6 +6,7 @@ from scipy import stats
 from synthetic_sweep import REWARDS, SEEDS, exact_row, sampled_row, write_run
 
 from rlpref.report import costs, headline, load, mean_interval
+from rlpref.report.statistics import wilson_interval
 from rlpref.report.tables import compact, markdown, readable
 
 
@@ -124,3 +125,13 @@ def test_tables_show_a_dash_where_there_is_no_interval(tmp_path):
     assert readable(table)["reward"].iloc[0].endswith("[-]")
     assert compact(table)["reward"].iloc[0].endswith("±-")
     assert markdown(readable(table)).splitlines()[0].startswith("| method | beta | seeds | reward |")
+
+
+@pytest.mark.parametrize(("hits", "n"), [(0, 7), (3, 10), (45, 60), (12, 12)])
+def test_wilsons_interval_is_scipys(hits, n):
+    expected = stats.binomtest(hits, n).proportion_ci(method="wilson")
+    assert wilson_interval(hits / n, n) == pytest.approx((hits / n, *expected))
+
+
+def test_a_share_of_nothing_has_no_interval():
+    assert all(math.isnan(value) for value in wilson_interval(float("nan"), 0))
