@@ -57,7 +57,7 @@ GROUPED = {
 }
 GRPO = {"loss": {"name": "grpo", "cliprange": 0.2, "kl_coef": 0.1}, "kl": "loss", "advantages": "std"}
 GSPO = {"loss": {"name": "gspo", "cliprange_low": 0.1, "cliprange_high": 0.1}, "kl": "reward", "advantages": "mean"}
-KEPT = {"keep": "max", "stages": "all", "top": None, "threshold": None, "growth": None}
+KEPT = {"keep": "max", "stages": "all", "top": None, "threshold": None, "growth": None, "temperature": None}
 FIXED = {"epochs": 1, "batch_size": 256}
 ALGORITHMS = {
     "dpo": ("offline", FIXED | {"loss": DPO}),

@@ -44,7 +44,7 @@ ALGORITHMS = {
     ),
     "rejection": (
         "rejection",
-        ROUND | {"keep": "max", "stages": "all"} | dict.fromkeys(("top", "threshold", "growth")),
+        ROUND | {"keep": "max", "stages": "all"} | dict.fromkeys(("top", "threshold", "growth", "temperature")),
     ),
     "reinforce": ("reinforce", PER_ROUND | EOS | {"baseline": "leave_one_out", "baseline_rate": None}),
 }
