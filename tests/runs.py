@@ -35,6 +35,7 @@ METHODS = {
     "sft": ["algorithm=sft", "algorithm.epochs=3"],
     "reward_model": ["algorithm=reward_model", "algorithm.epochs=3"],
     "dpo": ["algorithm=dpo", "algorithm.epochs=3"],
+    "curriculum": ["algorithm=curriculum", "algorithm.shares=[0.5,1.0]", "algorithm.epochs=3", "algorithm.by=loss"],
     "ipo": ["algorithm=ipo", "algorithm.epochs=3"],
     "iterative_dpo": ["algorithm=iterative_dpo", *ONLINE],
     "ppo": ["algorithm=ppo", *ONLINE],

@@ -63,6 +63,7 @@ ALGORITHMS = {
     "dpo": ("offline", FIXED | {"loss": DPO}),
     "ipo_sum": ("offline", FIXED | {"loss": {"name": "ipo", "tau": 0.3, "normalize": "sum"}}),
     "ipo_mean": ("offline", FIXED | {"loss": {"name": "ipo", "tau": 0.3, "normalize": "mean"}}),
+    "curriculum": ("curriculum", FIXED | {"loss": DPO, "by": "loss", "order": "easy", "shares": [1.0]}),
     "sft": ("sft", FIXED),
     "reward_model": ("reward_model", FIXED | {"loss": {"name": "bradley_terry"}}),
     "ppo": ("ppo", PPO),

@@ -19,6 +19,7 @@ CASES = {
     "sft": runs.METHODS["sft"],
     "reward_model": runs.METHODS["reward_model"],
     "dpo": runs.METHODS["dpo"],
+    "curriculum": runs.METHODS["curriculum"],
     "iterative_previous_aggregated": [
         *runs.METHODS["iterative_dpo"],
         "reference=previous",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rlpref.algorithms.algorithm import Algorithm
+from rlpref.algorithms.curriculum import curriculum
 from rlpref.algorithms.grouped import grouped
 from rlpref.algorithms.iterative import iterative
 from rlpref.algorithms.offline import offline
@@ -14,6 +15,7 @@ from rlpref.algorithms.sft import SFT
 from rlpref.binding import bind, choose
 
 ALGORITHMS = {
+    "curriculum": curriculum,
     "grouped": grouped,
     "iterative": iterative,
     "offline": offline,

@@ -40,7 +40,7 @@ def reads_reference(algorithm: Algorithm, kind: str) -> bool:
     return objective.reads_reference
 
 
-FORMS = {"reward_model": ("pairs",), "sft": ("pairs",)}  # of data, by the kind of an algorithm that reads rows
+FORMS = dict.fromkeys(("curriculum", "reward_model", "sft"), ("pairs",))  # of data, by the kind of what reads rows
 OFFLINE = {PairLogps: ("pairs",), AnswerLogps: ("unpaired", "pairs"), ListLogps: ("kwise",)}  # by what its loss takes
 
 
