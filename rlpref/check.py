@@ -188,7 +188,7 @@ def _check_fit(kind: str, data: dict) -> None:
         )
 
 
-BUDGET = dict.fromkeys(("offline", "sft", "reward_model"), ("epochs",))
+BUDGET = dict.fromkeys(("offline", "curriculum", "sft", "reward_model"), ("epochs",))
 BUDGET |= dict.fromkeys(("iterative", "ppo", "grouped", "rejection"), ("rounds", "epochs", "prompts_per_round", "k"))
 BUDGET["iterative"] += ("pairing",)
 BUDGET["reinforce"] = ("rounds", "prompts_per_round", "k")

@@ -39,6 +39,7 @@ METHODS = {
         *["data.kind=kwise", "data.k=3"],
     ],
     "dpo": ["algorithm=dpo", "algorithm.epochs=3"],
+    "curriculum": ["algorithm=curriculum", "algorithm.shares=[0.5,1.0]", "algorithm.epochs=3", "algorithm.by=loss"],
     "ipo": ["algorithm=ipo", "algorithm.epochs=3"],
     "iterative_dpo": ["algorithm=iterative_dpo", *ONLINE],
     "ppo": ["algorithm=ppo", *ONLINE],

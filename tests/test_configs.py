@@ -134,6 +134,8 @@ CASES = {
         *[*runs.TESTBED, *M["ppo"], "reward=proxy"],
         *["testbed.cost=toxicity", "+testbed.cost_options.token=1"],
     ],
+    "curriculum study": [*runs.TESTBED, "experiment=curriculum", *M["curriculum"]],
+    "rejection study": [*runs.TESTBED, "experiment=rejection", *M["rejection"], *SMALL[:2]],
     "constrained": [*runs.TESTBED, "experiment=constrained", *M["reinforce"], *SMALL[:2]],
     "hf sentiment grpo of limited length": [
         *[*runs.TINY, *HF, "data=sentiment", "data.prompts=60", "algorithm=grpo", *ONE_EACH],

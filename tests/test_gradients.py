@@ -59,13 +59,14 @@ GROUPED = {
 }
 GRPO = {"loss": {"name": "grpo", "cliprange": 0.2, "kl_coef": 0.1}, "kl": "loss", "advantages": "std"}
 GSPO = {"loss": {"name": "gspo", "cliprange_low": 0.1, "cliprange_high": 0.1}, "kl": "reward", "advantages": "mean"}
-KEPT = {"keep": "max", "stages": "all", "top": None, "threshold": None, "growth": None}
+KEPT = {"keep": "max", "stages": "all", "top": None, "threshold": None, "growth": None, "temperature": None}
 FIXED = {"epochs": 1, "batch_size": 256}
 SHARED = ("beta", "rounds", "prompts_per_round", "k", "lr_scale")
 ALGORITHMS = {
     "dpo": ("offline", FIXED | {"loss": DPO}),
     "ipo_sum": ("offline", FIXED | {"loss": {"name": "ipo", "tau": 0.3, "normalize": "sum"}}),
     "ipo_mean": ("offline", FIXED | {"loss": {"name": "ipo", "tau": 0.3, "normalize": "mean"}}),
+    "curriculum": ("curriculum", FIXED | {"loss": DPO, "by": "loss", "order": "easy", "shares": [1.0]}),
     "sft": ("sft", FIXED),
     "reward_model": ("reward_model", FIXED | {"loss": {"name": "bradley_terry"}}),
     "ppo": ("ppo", PPO),

@@ -20,6 +20,7 @@ CASES = {
     "reward_model": runs.METHODS["reward_model"],
     "reward_model_kwise": runs.METHODS["reward_model_kwise"],
     "dpo": runs.METHODS["dpo"],
+    "curriculum": runs.METHODS["curriculum"],
     "iterative_previous_aggregated": [
         *runs.METHODS["iterative_dpo"],
         "reference=previous",

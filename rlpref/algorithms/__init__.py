@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from rlpref.algorithms.a2c import a2c
 from rlpref.algorithms.algorithm import Algorithm
+from rlpref.algorithms.curriculum import curriculum
 from rlpref.algorithms.grouped import grouped
 from rlpref.algorithms.iterative import iterative
 from rlpref.algorithms.nash_md import NashMD
@@ -20,6 +21,7 @@ from rlpref.binding import bind, choose
 
 ALGORITHMS = {
     "a2c": a2c,
+    "curriculum": curriculum,
     "grouped": grouped,
     "iterative": iterative,
     "nash_md": NashMD,

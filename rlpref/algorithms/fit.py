@@ -50,7 +50,9 @@ def check_form(algorithm: Algorithm, kind: str, name: str, form: str) -> None:
     """Raises ConfigError where training would see rows of the form `form` (rlpref.data.pairing.data_form) that the
     algorithm of that kind and name, or its loss, cannot learn from. A pair is two single answers."""
     chosen = kind in ("offline", "reward_model")
-    takes = OF_LOSSES[algorithm.objective.entry.takes] if chosen else ("pairs",) if kind == "sft" else None
+    takes = (
+        OF_LOSSES[algorithm.objective.entry.takes] if chosen else ("pairs",) if kind in ("curriculum", "sft") else None
+    )
     if takes is None or form in takes:
         return
     who = f"loss '{algorithm.objective.entry.name}'" if chosen else f"algorithm '{name}'"

@@ -7,7 +7,7 @@ threshold that grows. Fitted to the best of k of the last round alone, round K i
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from rlpref.algorithms.algorithm import Loss, Round
 from rlpref.algorithms.common import check_used_together, choose_prompts, sample_answers, score
+from rlpref.algorithms.selection import ONE_EACH, one_of_each
 from rlpref.algorithms.sft import check_imitation_start, imitation_loss
 from rlpref.binding import ConfigError
 from rlpref.data.preferences import PreferenceData
@@ -27,7 +28,9 @@ from rlpref.types import Answers, cat_blocks
 class Rejection:
     """`keep`: of each prompt the answer of the highest score (`max`), the lower `median`, or any one (`random`); or of
     all answers of the round the best `top` share, or those above `threshold` + `growth` * round. `stages`: imitated is
-    what the `last` round kept, or what `all` rounds so far did."""
+    what the `last` round kept, or what `all` rounds so far did. `temperature`: answers are drawn from softmax(logits /
+    temperature); null: from the policy. Another one draws off-policy, which imitation may: round 1 is then fitted to
+    the best of k of the tempered policy."""
 
     needs_reward: ClassVar[bool] = True
     rounds: int
@@ -40,17 +43,18 @@ class Rejection:
     top: float | None
     threshold: float | None
     growth: float | None
+    temperature: float | None
     trains: dict[str, float] = field(init=False, default_factory=lambda: {"policy": 1.0})
 
     def examples(self, data: PreferenceData, index: int) -> int:
-        one_each, share = self.keep in ("max", "median", "random"), 1.0 if self.top is None else self.top
+        one_each, share = self.keep in ONE_EACH, 1.0 if self.top is None else self.top
         kept = self.prompts_per_round if one_each else max(1, int(share * self.prompts_per_round * self.k))
         return kept * (index + 1 if self.stages == "all" else 1)
 
     def collect(self, models: Models, data: PreferenceData, round: Round) -> Answers:
-        samples = sample_answers(
-            models, choose_prompts(data.prompts, self.prompts_per_round, round.generators), self.k, round
-        )
+        prompts = choose_prompts(data.prompts, self.prompts_per_round, round.generators)
+        drawing = models if self.temperature is None else replace(models, temperature=self.temperature)
+        samples = sample_answers(drawing, prompts, self.k, round)
         scores = score(models, samples.sequences, round)
         kept = self._kept(scores, round)
         round.metrics |= {
@@ -66,15 +70,8 @@ class Rejection:
 
     def _kept(self, scores: Tensor, round: Round) -> Tensor:
         """Rows of the answers that are kept, run after run."""
-        if self.keep in ("max", "median", "random"):
-            groups = scores.view(-1, self.k)
-            ranked = groups.argsort(1)  # answers are in no order: the first one is any
-            column = {
-                "max": ranked[:, -1],
-                "median": ranked[:, (self.k - 1) // 2],
-                "random": torch.zeros_like(ranked[:, 0]),
-            }
-            return torch.arange(len(groups), device=scores.device) * self.k + column[self.keep]
+        if self.keep in ONE_EACH:
+            return one_of_each(scores, self.k, self.keep)
         by_run = blocks(scores, round.runs)
         if self.keep == "top":
             best = by_run.argsort(1, descending=True)[:, : max(1, int(self.top * by_run.shape[1]))]
@@ -109,6 +106,7 @@ def rejection(
     top: float | None,
     threshold: float | None,
     growth: float | None,
+    temperature: float | None,
 ) -> Rejection:
     """Raises ConfigError for an option that `keep` does not use, or lacks."""
     for key, value in {"top": top, "threshold": threshold, "growth": growth}.items():
@@ -116,5 +114,7 @@ def rejection(
         check_used_together("rejection", "keep", keep, wanted, **{key: value})
     if top is not None and not 0 < top <= 1:
         raise ConfigError(f"algorithm.top must be above 0 and at most 1, not {top}.")
+    if temperature is not None and not temperature > 0:
+        raise ConfigError(f"algorithm.temperature must be above 0, not {temperature}; null: the policy's own.")
     counts = rounds, epochs, batch_size, prompts_per_round, k
-    return Rejection(*counts, keep, stages, top, threshold, growth)
+    return Rejection(*counts, keep, stages, top, threshold, growth, temperature)

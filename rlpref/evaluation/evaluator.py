@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from rlpref.data.preferences import PreferenceData
+from rlpref.evaluation.best_of_n import best_of_n_row
 from rlpref.evaluation.estimates import distinct_n, mean_and_se, share_right, wins
 from rlpref.evaluation.exact import ExactEvaluator
 from rlpref.evaluation.measure import Measured, draw, measure
@@ -84,6 +85,8 @@ class Evaluator:
         put("ref_reward", ref_rewards)
         won, row["eval/ties"] = wins(rewards.view(per_prompt), ref_rewards.view(per_prompt))
         put("win_rate", won)
+        proxies = rewards if measured.proxies is None else measured.proxies
+        row |= best_of_n_row(proxies.view(per_prompt), rewards.view(per_prompt), all_prompts)
         if all_prompts:  # only answers are random, those of the reference too
             lost, _ = wins(ref_rewards.view(per_prompt), rewards.view(per_prompt))
             row["eval/win_rate_se"] = math.hypot(row["eval/win_rate_se"], mean_and_se(lost, all_prompts)[1])

@@ -54,7 +54,7 @@ ALGORITHMS = {
     ),
     "rejection": (
         "rejection",
-        ROUND | {"keep": "max", "stages": "all"} | dict.fromkeys(("top", "threshold", "growth")),
+        ROUND | {"keep": "max", "stages": "all"} | dict.fromkeys(("top", "threshold", "growth", "temperature")),
     ),
     "sppo": ("sppo", ROUND | {"loss": {"name": "sppo_single", "beta": 0.1}}),
     "xpo": (

@@ -10,7 +10,7 @@ from rlpref.algorithms import make_algorithm
 from rlpref.algorithms.algorithm import Costs, Round
 from rlpref.binding import ConfigError
 from rlpref.ops.blocks import Unstackable
-from rlpref.testbed.exact import answer_logps
+from rlpref.testbed.exact import answer_logps, expectation
 from rlpref.testbed.selection import order_statistic
 from rlpref.testbed.task import answer_places, make_testbed
 from rlpref.types import Samples
@@ -26,6 +26,7 @@ SETTINGS = {
     "top": None,
     "threshold": None,
     "growth": None,
+    "temperature": None,
 }
 REST = {"keep": "threshold", "threshold": 4.5, "growth": 2.0}
 
@@ -60,6 +61,7 @@ def laboratory(task, testbed_models, testbed_data):
         ({"keep": "top", "top": 1.5}, "algorithm.top must be above 0 and at most 1, not 1.5"),
         ({"keep": "threshold", "threshold": 1.0}, "keep 'threshold' needs a value for 'growth'"),
         ({"growth": 1.0}, "keep 'max' does not use 'growth'"),
+        ({"temperature": 0.0}, "algorithm.temperature must be above 0, not 0.0; null: the policy's own"),
     ],
 )
 def test_settings_that_contradict_are_refused(changes, message):
@@ -136,3 +138,23 @@ def test_kept_answers_follow_the_order_statistic(keep, rank, random_policy, test
                 found[answer] = found.get(answer, 0.0) + share
         wanted = expected[x, answer_places(task)].exp().sort().values
         torch.testing.assert_close(torch.tensor(sorted(found.values())).double(), wanted[wanted > 0], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("keep", "rank"), [("max", 5), ("median", 3)])
+@pytest.mark.parametrize("temperature", [0.6, 1.5])
+def test_draws_at_another_temperature_follow_the_tempered_policy(
+    keep, rank, temperature, task, random_policy, testbed_models, testbed_data
+):
+    policy = random_policy(task, 1)
+    models = testbed_models(task, policy)
+    algorithm = rejection(prompts_per_round=4000, k=5, keep=keep, temperature=temperature)
+    answers, _ = collect(algorithm, models, testbed_data(task, models))
+    tempered = (policy / temperature).log_softmax(-1)
+    kept = order_statistic(task, tempered, task.rewards, rank, 5)
+    expected = float(expectation(task, kept, task.rewards).mean())
+    error = float(answers.score.std()) / len(answers) ** 0.5
+    assert float(answers.score.mean()) == pytest.approx(expected, abs=4 * error)
+    if keep == "max":  # the median hardly feels the temperature
+        at_one = order_statistic(task, policy, task.rewards, rank, 5)
+        assert abs(float(expectation(task, at_one, task.rewards).mean()) - expected) > 4 * error
+    assert models.temperature == 1.0  # of the policy, which is imitated at its own
