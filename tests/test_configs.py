@@ -129,6 +129,7 @@ CASES = {
     "hf reward models": [*runs.TINY, "experiment=reward_models", *HF, "data.path={hh}", "algorithm.batch_size=8"],
     "demo": [*runs.TESTBED, "experiment=demo", *M["dpo"]],
     "convergence": [*runs.TESTBED, "experiment=convergence", *M["ipo"]],
+    "abstention": [*runs.TESTBED, "experiment=abstention", *M["reinforce"]],
     "error ladder": [*runs.TESTBED, "experiment=error_ladder", *M["dpo"], "model.pretrain_steps=3"],
     "ppo on a proxy, at a cost": [
         *[*runs.TESTBED, *M["ppo"], "reward=proxy"],
