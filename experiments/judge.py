@@ -32,17 +32,17 @@ from rlpref.rewards.judge import PairJudge, PointJudge
 from rlpref.rewards.rubric import BLANKS, Question, read_question
 
 
-def read_pairs(options: argparse.Namespace) -> list[Row]:
-    """One pair of each prompt, in random order."""
+def read_pairs(options: argparse.Namespace) -> tuple[list[Row], int]:
+    """One pair of each prompt, in random order, and the number of bad rows that were left out."""
     to_row = record_format(options.kind, options.score_key)
     if options.lowest_best and options.score_key is None:
         raise SystemExit("--lowest-best turns the scores under --score-key around: name them.")
     signed = partial(_negated, options.score_key) if options.lowest_best else dict
-    rows, _ = read_jsonl(options.data, "skip", lambda record, name: to_row(signed(record), name))
+    rows, bad = read_jsonl(options.data, "skip", lambda record, name: to_row(signed(record), name))
     if options.kind == "kwise":
         rows, _ = form_pairs(rows, options.pairs_by, None, options.seed)
     Random(options.seed).shuffle(rows)
-    return list({prompt_key(row.prompt): row for row in reversed(rows)}.values())[::-1]
+    return list({prompt_key(row.prompt): row for row in reversed(rows)}.values())[::-1], bad
 
 
 def _negated(key: str, record: dict) -> dict:
@@ -150,7 +150,7 @@ def main(arguments: list[str] | None = None) -> pd.DataFrame:
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     question = read_question(options.rubric, options.mode)
-    everything = read_pairs(options)
+    everything, bad = read_pairs(options)
     loaded = named_model(options.judge)
     short = short_enough(everything, question, loaded.tokenizer, options.longest)
     if not short:
@@ -166,6 +166,7 @@ def main(arguments: list[str] | None = None) -> pd.DataFrame:
         f"{options.judge}, {options.rubric}, {options.mode}: {len(rows)} of {len(short)} prompts whose request is at "
     )
     said += f"most {options.longest} tokens, of {len(everything)} in {options.data.name}"
+    said += f" ({bad} bad rows left out)" if bad else ""
     write_atomically(options.out / "judge.csv", table.to_csv(index=False))
     write_atomically(options.out / "judge.md", page(shares, said))
     print(page(shares, said), end="")

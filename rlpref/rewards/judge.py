@@ -131,8 +131,8 @@ def plain_texts(tokenizer, sequences: Sequences) -> tuple[list[str], list[str]]:
     ids = [row[kept].tolist() for row, kept in zip(sequences.ids.cpu(), prompt_only.cpu())]
     if tokenizer.chat_template:
         turn = [{"role": "user", "content": "@@"}]
-        frame = tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False).split("@@")
-        opening, closing = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in frame)
+        frame = tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False).partition("@@")
+        opening, _, closing = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in frame)
         ids = [_without(row, opening, closing) for row in ids]
     prompts = tokenizer.batch_decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     return [text.strip() for text in prompts], completion_texts(tokenizer, sequences)

@@ -71,6 +71,7 @@ def test_ranked_answers_are_read_and_a_report_is_written(study, tmp_path, mode):
     responses = [{"text": text, "rank": rank} for rank, text in enumerate(texts)]
     rows = [{"prompt": f"the film {i}", "responses": responses} for i in range(12)]
     rows.append({"prompt": "sad " * 90, "responses": responses})
+    rows.append({"prompt": "all equal", "responses": [{"text": "a", "rank": 0}, {"text": "b", "rank": 0}]})
     (tmp_path / "lists.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     command = [str(tmp_path / "lists.jsonl"), "--kind", "kwise", "--score-key", "rank", "--lowest-best"]
     command += ["--judge", str(tmp_path / "llama"), "--rubric", str(tmp_path / "rubric.yaml"), "--mode", mode]
@@ -82,4 +83,4 @@ def test_ranked_answers_are_read_and_a_report_is_written(study, tmp_path, mode):
     assert (written["chosen_is_longer"] == 1).all()  # the best rank is the longest text
     assert found.set_index("what")["n"]["agreement"] == 10
     assert f"{mode}: 10 of 12 prompts" in (tmp_path / "judge.md").read_text()
-    assert "of 13 in lists.jsonl" in (tmp_path / "judge.md").read_text()
+    assert "of 13 in lists.jsonl (1 bad rows left out)" in (tmp_path / "judge.md").read_text()
