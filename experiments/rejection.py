@@ -104,7 +104,7 @@ def figure(table: pd.DataFrame, task: Testbed) -> Figure:
         axis.legend(frameon=False, fontsize=7)
     left.set(ylabel="mean score of the kept answer", title=f"which is kept (T = {SHOWN:g})")
     middle.set(title="the best, at each temperature")
-    right.set(title="temperature of the highest best", ylabel="temperature")
+    right.set(title="the best temperature", ylabel="temperature")
     return drawn
 
 
