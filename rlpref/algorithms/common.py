@@ -86,6 +86,12 @@ def check_used_together(algorithm: str, key: str, choice: str, wants: bool, **op
         raise ConfigError(f"algorithm '{algorithm}': {key} '{choice}' does not use '{name}'; set it to null.")
 
 
+def check_others(baseline: str, k: int) -> None:
+    """Raises ConfigError where the baseline of an answer is made of others to its prompt and there are none."""
+    if baseline == "leave_one_out" and k < 2:
+        raise ConfigError(f"algorithm.k is {k}: baseline 'leave_one_out' needs two answers to a prompt.")
+
+
 def sample_and_score(
     models: Models, prompts: Prompts, k: int, round: Round, eos: tuple[str, float | None], beta: float | Tensor
 ) -> tuple[Samples, Tensor, Tensor]:

@@ -50,8 +50,7 @@ class Reinforce:
         common.check_used_together("reinforce", "baseline", self.baseline, moving, baseline_rate=self.baseline_rate)
         if moving and not 0 < self.baseline_rate <= 1:
             raise ConfigError(f"algorithm.baseline_rate must be above 0 and at most 1, not {self.baseline_rate}.")
-        if self.baseline == "leave_one_out" and self.k < 2:
-            raise ConfigError(f"algorithm.k is {self.k}: baseline 'leave_one_out' needs two answers to a prompt.")
+        common.check_others(self.baseline, self.k)
 
     @property
     def trains(self) -> dict[str, float]:

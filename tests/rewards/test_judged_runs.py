@@ -69,7 +69,7 @@ def test_a_judge_is_frozen_and_the_policy_that_judges_itself_moves(settings, tmp
 
 
 REFUSED = {
-    "algorithm 'rejection' scores single answers: set reward.mode=pointwise": [
+    "algorithm 'rejection' scores single answers, and reward 'judge' compares two": [
         *["algorithm=rejection", "reward.mode=pairwise", "reward.order_conflict=tie"],
     ],
     "needs a value for 'order_conflict': tie or mean": ["algorithm=dpo", "reward.mode=pairwise"],
