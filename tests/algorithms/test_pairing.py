@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from tuples import drawn_once
 
 from rlpref.algorithms.algorithm import Costs, Round
 from rlpref.algorithms.pairing import (
@@ -19,7 +20,6 @@ from rlpref.algorithms.pairing import (
     win_rate,
 )
 from rlpref.ops.blocks import Unstackable
-from tuples import drawn_once
 
 N = 20_000
 SCORES = torch.tensor([[1.0, 3.0, 2.0], [5.0, 5.0, 5.0], [0.0, -1.0, 0.0]])
