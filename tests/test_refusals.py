@@ -28,7 +28,12 @@ REFUSED = [  # overrides, what the message says
     ),
     (["algorithm=sft", "data.kind=unpaired"], "algorithm 'sft' takes data of kind 'pairs'"),
     (["algorithm=iterative_dpo", "algorithm/loss=kto"], "loss 'kto' takes data of kind 'unpaired', not 'pairs'"),
-    (["algorithm=iterative_dpo", "algorithm/loss=sppo", "algorithm.loss.labels=soft"], "reads soft labels"),
+    (
+        ["algorithm=iterative_dpo", "algorithm/loss=sppo", "algorithm.loss.labels=soft", "algorithm.pairing=all"],
+        "loss 'sppo' reads 'soft_label', which pairs by 'all' do not have",
+    ),
+    (["algorithm=ppo", "reward=preference"], "algorithm 'ppo' scores single answers, and reward 'preference' compares"),
+    (["algorithm=iterative_dpo", "reward=preference"], "set algorithm.pairing=preference where the algorithm forms"),
     (["algorithm=aot", "training.micro_batch_size=8"], "loss 'aot' takes a minibatch as a whole.*at least.*256"),
     (["algorithm=aot", "training.micro_batch_tokens=512"], "loss 'aot'.*training.micro_batch_tokens=null"),
     (["training.micro_batch_tokens=0"], "micro_batch_tokens must be"),

@@ -1,10 +1,10 @@
 """Nash-MD: REINFORCE on the probability to beat a mixture of the policy and its reference.
 
 Munos et al. 2023 (2312.00886), section 7: the gradient of E[P(y beats y')] - tau KL(pi || ref), y of the policy and y'
-of the geometric mixture policy^(1 - share) ref^share, through y alone. Where it vanishes the policy is the best reply to
-the mixture, ref exp(P(y beats mixture)/tau)/Z: at share 0 (self-play) the Nash equilibrium of the regularised game, and
-near it where the share is small; the shares 2/(round + 2) of the paper's theorem 1 fall, and end there. tau is the beta
-of the run.
+of the geometric mixture policy^(1 - share) ref^share, through y alone. Where it vanishes the policy is the best reply
+to the mixture, ref exp(P(y beats mixture)/tau)/Z: at share 0 (self-play) the Nash equilibrium of the regularised game,
+and near it where the share is small; the shares 2/(round + 2) of the paper's theorem 1 fall, and end there. tau is the
+beta of the run.
 """
 
 from __future__ import annotations
@@ -96,9 +96,8 @@ class NashMD:
     def loss(self, models: Models, batch: Rollouts) -> Loss:
         batch = batch.trimmed()
         logps, mask = models.policy_logps(batch.sequences)[0], batch.sequences.mask
-        return Loss(
-            *reduced(reinforce(RolloutLogps(logps, batch.logps, batch.advantages, mask)), mask, "sequence_sum"), {}
-        )
+        of_tokens = reinforce(RolloutLogps(logps, batch.logps, batch.advantages, mask))
+        return Loss(*reduced(of_tokens, mask, "sequence_sum"), {})
 
     def check_start(self, models: Models, batch: Rollouts) -> None:
         check_rollout_start(models, batch)

@@ -1,8 +1,8 @@
 """Which of the k answers to a prompt become pairs, and who says which of the two is better: a score, or a preference.
 
-A rule on scores is `rule(scores [prompts, k], generators) -> (row, chosen column, rejected column)`, each [pairs]; answers
-that tie make no pair. A rule on a preference gets P(row beats column) where it asks for it. To add one, write the
-function and name it in PAIRINGS.
+A rule on scores is `rule(scores [prompts, k], generators) -> (row, chosen column, rejected column)`, each [pairs];
+answers that tie make no pair. A rule on a preference gets P(first beats second) of what it asks for. To add one, write
+the function and name it in PAIRINGS.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@ Wu et al. 2024 (2405.00675). With `reference=previous`, the paper's, a round is 
 payoff P(y beats pi_t) and rate 1/beta: the *mean* of the iterates nears the Nash equilibrium of the game without a KL,
 the last one circles it where preferences do. With `reference=initial` a policy that one update a round keeps close to
 its answers ends where log pi/ref = P(y beats pi)/beta + const: at the equilibrium with a KL to the reference of weight
-beta. The win probability is the mean over the other k - 1 answers, which is unbiased; the paper counts the answer itself
-as a half, too, which makes its eta smaller by (k - 1)/k.
+beta. The win probability is the mean over the other k - 1 answers, which is unbiased; the paper counts the answer
+itself as a half, too, which makes its eta smaller by (k - 1)/k.
 """
 
 from __future__ import annotations

@@ -140,5 +140,5 @@ def test_what_a_rule_does_not_find_out_no_loss_may_read(pairing, changes, column
 
 
 def test_an_unknown_rule_is_refused_by_name():
-    with pytest.raises(ConfigError, match="algorithm.pairing 'best_wors' is not known. Did you mean 'best_worst'"):
+    with pytest.raises(ConfigError, match=r"algorithm.pairing 'best_wors' is not known\. Did you mean 'best_worst'"):
         iterative(pairing="best_wors")

@@ -6,8 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from rlpref.binding import ConfigError
 from rlpref.testbed import duels, exact, optima, preferences, selection
-from rlpref.testbed.task import answer_places
+from rlpref.testbed.task import answer_places, places
 
 TAU = 0.1
 
@@ -159,3 +160,59 @@ def test_under_bradley_terry_the_equilibrium_ranks_answers_as_the_reward_does(ta
 def test_an_equilibrium_that_is_not_reached_is_an_error(task):
     with pytest.raises(RuntimeError, match="no equilibrium after 3 steps"):
         duels.nash(task, task.ref, intransitive(task, 2.0), TAU, max_steps=3)
+
+
+def test_a_preference_of_token_sequences_is_that_of_their_places(task, random_policy, testbed_models, testbed_data):
+    options = {"gamma": 2.0, "seed": 1}
+    asked, pairs = duels.preference_of(task, "non_transitive", options), testbed_data(task, testbed_models(task)).train
+    (prompt, one), (_, other) = (places(task.tree, side) for side in (pairs.chosen, pairs.rejected))
+    truth = preferences.preference_model("non_transitive", options)(task)(prompt, one, other)
+    torch.testing.assert_close(asked(pairs.chosen, pairs.rejected), truth.float())
+    torch.testing.assert_close(asked(pairs.rejected, pairs.chosen), 1 - truth.float())
+    turned = torch.arange(len(pairs)).roll(1)
+    with pytest.raises(ValueError, match="two answers to one prompt"):
+        asked(pairs.chosen, pairs.rejected[turned])
+    with pytest.raises(ConfigError, match="'ties' leaves pairs undecided"):
+        duels.preference_of(task, "ties", {"band": 0.2, "rule": "drop"})
+
+
+def test_a_player_of_the_game_without_kl_is_exploited_by_single_answers(task, random_policy, finished):
+    preference, policy = intransitive(task, 2.0), random_policy(task, 1)
+    found = duels.played(task, policy, task.ref, preference, TAU)
+    answers = answer_places(task)
+    beats = duels.crossed(task, preference, answers, answers)
+    mass = finished(task, exact.answer_logps(task, policy)).exp()
+    free = torch.einsum("xab,xb->xa", beats, mass).amax(1) - 0.5
+    assert found["exploitability_free"] == pytest.approx(free.mean().item())
+    gain = duels.exploitability(task, policy, task.ref, preference, TAU)
+    assert found["exploitability"] == pytest.approx(gain.mean().item())
+    assert duels.played(task, policy, task.ref, preference, None).keys() == {"exploitability_free"}
+
+
+@pytest.mark.parametrize("rounds", [2, 5])
+def test_a_rolling_reference_answers_the_mean_of_its_rounds_at_tau_over_rounds(task, rounds, finished):
+    """IPO's (and SPPO's) population step with the previous policy as reference and opponent, T times at tau, is one
+    best reply at tau/T to the mean of the T opponents, from the first reference."""
+    preference, tau, policy, seen = intransitive(task, 2.0), 1.0, task.ref, []
+    for _ in range(rounds):
+        seen.append(exact.answer_logps(task, policy).exp())
+        policy = duels.ipo_optimum(task, policy, policy, preference, tau)
+    mean = optima.conditionals_of(task, torch.stack(seen).mean(0).log())
+    once = duels.ipo_optimum(task, task.ref, mean, preference, tau / rounds)
+    assert exact.sequence_kl(task, policy, once).abs().max() < 1e-12
+    fixed = duels.ipo_optimum(task, task.ref, task.ref, preference, tau / rounds)
+    assert exact.sequence_kl(task, policy, fixed).max() > 1e-5  # against one opponent it is another policy
+
+
+def test_the_mean_of_multiplicative_weights_nears_the_equilibrium_that_the_last_one_circles(task):
+    """SPPO's game: no KL, eta = 1/beta. What its rounds aim at in the population limit."""
+    preference, policy, total = intransitive(task, 4.0), task.ref, 0.0
+    for _ in range(600):
+        total = total + exact.answer_logps(task, policy).exp()
+        policy = duels.ipo_optimum(task, policy, policy, preference, 2.0)
+    mean = optima.conditionals_of(task, (total / 600).log())
+    last, averaged = (
+        duels.played(task, player, task.ref, preference, None)["exploitability_free"] for player in (policy, mean)
+    )
+    assert averaged < 0.02
+    assert last > 10 * averaged
