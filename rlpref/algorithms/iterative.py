@@ -14,7 +14,8 @@ from typing import ClassVar, Literal
 from rlpref.algorithms.algorithm import Loss, Round
 from rlpref.algorithms.common import choose_prompts, sample_answers
 from rlpref.algorithms.objective import check_objective_start, objective_loss, require_no_lone_row, with_reference
-from rlpref.algorithms.pairing import PAIRINGS, Rule, check_labels, form_pairs
+from rlpref.algorithms.pair_rules import PAIRINGS, Rule
+from rlpref.algorithms.pairing import check_labels, form_pairs
 from rlpref.binding import ConfigError, choose
 from rlpref.data.preferences import PreferenceData
 from rlpref.losses.inputs import PairLogps

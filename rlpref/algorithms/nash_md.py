@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from rlpref.algorithms.algorithm import Loss, Round
-from rlpref.algorithms.common import check_rollout_start, choose_prompts, sample_answers, whole_returns
+from rlpref.algorithms.common import check_others, check_rollout_start, choose_prompts, sample_answers, whole_returns
 from rlpref.binding import ConfigError
 from rlpref.data.preferences import PreferenceData
 from rlpref.losses import RolloutLogps, reduced, reinforce
@@ -46,8 +46,7 @@ class NashMD:
     def __post_init__(self):
         if self.share is not None and not 0 <= self.share <= 1:
             raise ConfigError(f"algorithm.share must be from 0 to 1, not {self.share}.")
-        if self.baseline == "leave_one_out" and self.k < 2:
-            raise ConfigError(f"algorithm.k is {self.k}: baseline 'leave_one_out' needs two answers to a prompt.")
+        check_others(self.baseline, self.k)
 
     @property
     def trains(self) -> dict[str, float]:

@@ -16,7 +16,8 @@ from typing import ClassVar
 from rlpref.algorithms.algorithm import Loss, Round
 from rlpref.algorithms.common import choose_prompts, sample_answers
 from rlpref.algorithms.objective import check_objective_start, objective_loss, with_reference
-from rlpref.algorithms.pairing import contest, preferring
+from rlpref.algorithms.pair_rules import contest
+from rlpref.algorithms.pairing import preferring
 from rlpref.binding import ConfigError
 from rlpref.data.preferences import PreferenceData
 from rlpref.losses.inputs import AnswerLogps
@@ -33,11 +34,11 @@ class SPPO:
     compares: ClassVar[bool] = True
     objective: Objective
     scale: float
+    k: int
+    prompts_per_round: int
     rounds: int
     epochs: int
     batch_size: int
-    prompts_per_round: int
-    k: int
     trains: dict[str, float] = field(init=False, default_factory=lambda: {"policy": 1.0})
 
     def examples(self, data: PreferenceData, index: int) -> int:
@@ -68,4 +69,4 @@ def sppo(loss: dict, rounds: int, epochs: int, batch_size: int, prompts_per_roun
         )
     if k < 2:
         raise ConfigError(f"algorithm.k is {k}: an answer plays against the others to its prompt, so give it two.")
-    return SPPO(objective, objective.scale, rounds, epochs, batch_size, prompts_per_round, k)
+    return SPPO(objective, objective.scale, k, prompts_per_round, rounds, epochs, batch_size)

@@ -19,7 +19,8 @@ from rlpref.algorithms.algorithm import Loss, Round
 from rlpref.algorithms.common import choose_prompts, sample_answers
 from rlpref.algorithms.iterative import with_earlier
 from rlpref.algorithms.objective import check_objective_start, require_no_lone_row, valued, with_reference
-from rlpref.algorithms.pairing import PAIRINGS, check_labels, form_pairs
+from rlpref.algorithms.pair_rules import PAIRINGS
+from rlpref.algorithms.pairing import check_labels, form_pairs
 from rlpref.binding import ConfigError
 from rlpref.data.preferences import PreferenceData
 from rlpref.losses.inputs import PairLogps

@@ -3,7 +3,7 @@ import torch
 
 from rlpref.algorithms import make_algorithm
 from rlpref.algorithms.algorithm import Costs, Round
-from rlpref.algorithms.pairing import PAIRINGS
+from rlpref.algorithms.pair_rules import PAIRINGS
 from rlpref.binding import ConfigError
 from rlpref.models.reference_rule import reference_rule
 from rlpref.ops.logps import token_logps

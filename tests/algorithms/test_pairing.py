@@ -5,7 +5,7 @@ import torch
 from tuples import drawn_once
 
 from rlpref.algorithms.algorithm import Costs, Round
-from rlpref.algorithms.pairing import (
+from rlpref.algorithms.pair_rules import (
     PAIRINGS,
     all_pairs,
     best_below,
@@ -13,12 +13,11 @@ from rlpref.algorithms.pairing import (
     best_worst,
     bradley_terry,
     contest,
-    form_pairs,
     preference,
-    preferring,
     random_pair,
     win_rate,
 )
+from rlpref.algorithms.pairing import form_pairs, preferring
 from rlpref.ops.blocks import Unstackable
 
 N = 20_000
