@@ -9,6 +9,7 @@ from rlpref.losses.inputs import AnswerLogps, ListLogps, PairLogps, RewardLists,
 KWISE = ["data.kind=kwise", "data.k=3"]
 DATA = {PairLogps: [], AnswerLogps: [], ListLogps: KWISE}
 REWARDS = {RewardPairs: [], RewardLists: KWISE}
+SCORED = {"sppo_single": ["data.kind=unpaired"]}  # reads the score of an answer, which pairs do not pass on
 SETTINGS = [*runs.TINY, "data.pairs=64", "data.test_pairs=20", "algorithm.batch_size=16", "algorithm.epochs=1"]
 
 
@@ -16,8 +17,8 @@ SETTINGS = [*runs.TINY, "data.pairs=64", "data.test_pairs=20", "algorithm.batch_
 @pytest.mark.parametrize("name", [entry.name for entry in LOSSES.values() if entry.takes in DATA])
 def test_it_trains(name, tmp_path):
     entry = LOSSES[name]
-    summary = runs.run(tmp_path, *SETTINGS, f"algorithm={name}", *DATA[entry.takes])
-    assert summary["step"] == (8 if entry.takes is AnswerLogps else 4)
+    summary = runs.run(tmp_path, *SETTINGS, f"algorithm={name}", *SCORED.get(name, DATA[entry.takes]))
+    assert summary["step"] == (8 if entry.takes is AnswerLogps and name not in SCORED else 4)
     assert summary["exact/kl"] > 0
     rows = runs.metrics(tmp_path)
     assert rows[1]["loss"] != rows[-2]["loss"]

@@ -17,7 +17,7 @@ from rlpref.models.bundle import in_chunks
 from rlpref.models.reference import Reference
 from rlpref.ops.logps import token_logps
 from rlpref.rewards.rubric import Question
-from rlpref.rewards.scorer import Scorer, completion_texts
+from rlpref.rewards.scorer import completion_texts
 from rlpref.types import Sequences
 
 
@@ -112,16 +112,6 @@ class PointJudge:
         asked = [self.question.fill(prompt=prompt, answer=answer) for prompt, answer in zip(prompts, answers)]
         good, bad = self.reader(asked, self.question.words).unbind(1)
         return good - bad
-
-
-def by_score(scorer: Scorer, rule: Literal["sigmoid", "sign"]) -> Callable[[Sequences, Sequences], Tensor]:
-    """The preference of a reward model or gold scorer: Bradley-Terry's sigmoid of the difference, or its sign."""
-
-    def preference(first: Sequences, second: Sequences) -> Tensor:
-        difference = scorer(first) - scorer(second)
-        return difference.sigmoid() if rule == "sigmoid" else (difference.sign() + 1) / 2
-
-    return preference
 
 
 def plain_texts(tokenizer, sequences: Sequences) -> tuple[list[str], list[str]]:

@@ -13,7 +13,7 @@ from rlpref.binding import ConfigError
 from rlpref.data.requests import make_reader, verdict_sequences
 from rlpref.data.tokenise import encode_completion, encode_prompt, pad_sequences
 from rlpref.models.reference import Reference
-from rlpref.rewards.judge import PairJudge, PointJudge, Verdicts, by_score, plain_texts
+from rlpref.rewards.judge import PairJudge, PointJudge, Verdicts, plain_texts
 from rlpref.rewards.rubric import Question
 
 WORDS = ["<eos>", "<unk>", "Human:", "Assistant:", "A", "B", "C", "P", "one", "two", *map(str, range(10))]
@@ -140,15 +140,6 @@ def test_a_score_is_the_log_odds_of_the_verdict(tokenizer):
     judge = PointJudge(POINT, reader, partial(plain_texts, tokenizer))
     odds = torch.tensor([1 / 9, 5 / 5, 8 / 2])
     torch.testing.assert_close(judge(answers(tokenizer, [1, 5, 8])), odds.log())
-
-
-def test_a_scorer_prefers_by_the_sigmoid_of_the_difference_or_by_its_sign(tokenizer):
-    def scorer(sequences):
-        return torch.tensor([float(text) for text in plain_texts(tokenizer, sequences)[1]])
-
-    first, second = answers(tokenizer, [1, 5, 3]), answers(tokenizer, [2, 5, 1])
-    torch.testing.assert_close(by_score(scorer, "sigmoid")(first, second), torch.tensor([-1.0, 0.0, 2.0]).sigmoid())
-    assert by_score(scorer, "sign")(first, second).tolist() == [0.0, 0.5, 1.0]
 
 
 @pytest.mark.parametrize("attention", ["packed", "sdpa"])
