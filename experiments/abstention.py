@@ -20,7 +20,6 @@ from torch import Tensor
 
 from rlpref import checkpoint
 from rlpref.binding import ConfigError
-from rlpref.build import build
 from rlpref.check import check
 from rlpref.check_rewards import trained_weights
 from rlpref.logging.folder import write_atomically
@@ -31,7 +30,7 @@ from rlpref.report.tables import interval_text, markdown
 from rlpref.testbed.exact import expectation
 from rlpref.testbed.optima import optimum
 from rlpref.testbed.rewards import contains
-from rlpref.testbed.task import Testbed, conditionals
+from rlpref.testbed.task import Testbed, conditionals, make_testbed
 
 WITHIN = 0.1  # of the threshold in p: what counts as found
 
@@ -58,12 +57,15 @@ def measure(folder: Path) -> pd.DataFrame:
     config = yaml.safe_load((folder / "config.yaml").read_text())
     if config["testbed"]["reward"] != "abstain":
         raise ConfigError(f"{folder} was trained on testbed.reward '{config['testbed']['reward']}', not 'abstain'.")
-    parts = build(config, check(config))
-    models, task = parts.models, parts.task
-    with torch.no_grad(), models.initial.active() as initial:
-        best = optimum(task, conditionals(task, initial, models.temperature), task.rewards, config["beta"]).policy
-        checkpoint.load_weights(models.policy, trained_weights(folder, "policy"))
-        policy = conditionals(task, models.policy, models.temperature)
+    if config["init"]:
+        raise ConfigError(f"{folder} started from another run: its reference is not the task's.")
+    task, temperature = make_testbed(**config["testbed"]), config["temperature"]
+    model = check(config).model(task).policy
+    with torch.no_grad():
+        ref = conditionals(task, model, temperature)
+        best = optimum(task, ref, task.rewards, config["beta"]).policy
+        checkpoint.load_weights(model, trained_weights(folder, "policy"))
+        policy = conditionals(task, model, temperature)
     options = config["testbed"]["options"]
     rows = {config["algorithm"]["name"]: policy, "optimum": best}
     return pd.concat(

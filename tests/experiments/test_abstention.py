@@ -13,7 +13,7 @@ SHORT = ["experiment=abstention", "threads=1", "testbed.prompts=11", CHANCES, "e
 SHORT += ["data.test_pairs=50", "evaluation.pairs=50"]
 METHODS = {
     "reinforce": ["algorithm=reinforce", "data.pairs=200", "algorithm.rounds=150", "algorithm.prompts_per_round=44"],
-    "dpo": ["algorithm=dpo", "data.pairs=12000"],
+    "dpo": ["algorithm=dpo", "data.pairs=60000"],
 }
 
 
