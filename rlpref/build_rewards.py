@@ -78,11 +78,9 @@ def _critic(algorithm, models: Models, lora: dict | None, learned: ScalarHead | 
     """`critic_init`: `reward_model` starts as the learned reward; `policy` as the policy's decoder under a head of
     zeros, so that all values are 0; `random` under a head N(0, 1/(d + 1)), d the decoder's width, whose noise may be
     many times the rewards; `auto` as the learned reward if there is one, else as `policy`. `critic`: `separate` trains
-    a copy of what it starts from, `shared` a head on the decoder of the policy itself, which value and policy losses
-    then move together (trlx): its states are read once for each."""
+    a copy of what it starts from, `shared` (never the learned reward's) a head on the decoder of the policy itself,
+    which value and policy losses then move together (trlx): its states are read once for each."""
     if algorithm.critic == "shared":
-        if getattr(models.policy, "twin", None):
-            raise ConfigError("algorithm.critic 'shared' has no part in model.compute_dtype: set critic=separate.")
         critic = shared_head(models.policy, generator)
     elif learned and algorithm.critic_init in ("auto", "reward_model"):
         return critic_from(learned)

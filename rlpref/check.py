@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from rlpref.algorithms import Algorithm, make_algorithm
-from rlpref.algorithms.fit import check_form, check_minibatch, check_rule
+from rlpref.algorithms.fit import check_computing, check_form, check_minibatch, check_rule
 from rlpref.binding import ConfigError, bind, choose, did_you_mean, hyperparameters, refuse_unknown
 from rlpref.check_rewards import GOLD, check_reward, trained_weights, under_constraint
 from rlpref.data.pairing import data_form
@@ -68,6 +68,7 @@ def check(config: dict, overridden: tuple[str, ...] = ()) -> Checked:
     _refuse_second_beta(config)
     kind = config["model"]["kind"]
     builder, computing = check_model(config["model"])
+    check_computing(made, who[0], config["model"])
     _check_values(config)
     check_data(config["data"])
     choose(GOLD, str(config["data"]["gold"]), "data.gold")
@@ -233,8 +234,9 @@ def reads_beta(algorithm: dict) -> bool:
 
 def aims_at_beta(algorithm: dict) -> bool:
     """Whether it optimises an objective at the run's beta to the end: with a `kl_target` that is but where it starts,
-    and a regret at it would be one to what nobody looked for."""
-    return reads_beta(algorithm) and algorithm.get("kl_target") is None
+    and a regret at it would be one to what nobody looked for. At 0 no optimum is the only one."""
+    betas = _betas(algorithm).values()
+    return bool(betas) and 0 not in betas and algorithm.get("kl_target") is None
 
 
 def _betas(algorithm: dict) -> dict[str, float]:

@@ -16,7 +16,8 @@ import torch
 import yaml
 
 from rlpref import checkpoint
-from rlpref.algorithms.fit import check_rows, staleness
+from rlpref.algorithms.algorithm import staleness
+from rlpref.algorithms.fit import check_rows
 from rlpref.binding import ConfigError
 from rlpref.build import Parts, build
 from rlpref.check import Checked, aims_at_beta, check

@@ -159,8 +159,8 @@ class Trainer:
         for run, value, size in zip(self.runs, loss.tolist(), norm.tolist()):
             if not (value - value == 0 and size - size == 0):
                 raise FloatingPointError(
-                    f"step {self.at.step}: loss {value}, gradient norm {size} ({run.folder.path.name}); nothing was "
-                    "updated. Try a smaller optimizer.lr."
+                    f"step {self.at.step}: loss {value}, gradient norm {size} ({run.folder.path.name}); the "
+                    "optimizer did not step. Try a smaller optimizer.lr."
                 )
 
     def _row(self, run: int) -> dict:

@@ -11,6 +11,7 @@ from rlpref.binding import ConfigError
 
 pytestmark = pytest.mark.slow  # each composes a configuration: a quarter of a second
 
+LIMITED = ["constraint=lagrangian", "constraint.limit=1", "constraint.cost=length"]
 LANGUAGE_MODEL = ["model=hf", "model.name=x", "data=jsonl", "data.path=x", "reward=none"]
 REFUSED = [  # overrides, what the message says
     (["+foo=1"], "'foo'"),
@@ -72,6 +73,26 @@ REFUSED = [  # overrides, what the message says
     (["+constraint.limit=1"], "constraint 'none' does not use 'limit'"),
     (["constraint=lagrangian", "constraint.limit=1", "constraint.cost=length"], "'dpo' is no policy gradient"),
     (["algorithm=ppo", "constraint=lagrangian", "constraint.limit=1"], "constraint.cost 'testbed' is that of"),
+    *[
+        ([f"algorithm={name}", *LIMITED, *changes], f"algorithm '{name}': '{key}' changes what a violation costs")
+        for name, key, changes in (
+            ("reinforce", "eos_rule", ["algorithm.eos_rule=replace", "algorithm.eos_penalty=1"]),
+            ("ppo", "eos_rule", ["algorithm.eos_rule=bootstrap"]),
+            ("dr_grpo", "eos_rule", ["algorithm.eos_rule=replace", "algorithm.eos_penalty=1"]),
+            ("ppo", "reward_clip", ["algorithm.reward_clip=0.2"]),
+            ("ppo", "scale_scores", ["algorithm.scale_scores=running_std"]),
+            ("dapo", "dynamic_sampling", ["algorithm.dynamic_sampling=2"]),
+        )
+    ],
+    ([*LANGUAGE_MODEL, "algorithm=trpo", "model.compute_dtype=bfloat16"], "no natural gradient in model.compute_dtype"),
+    (
+        [*LANGUAGE_MODEL, "algorithm=ppo", "algorithm.critic=shared", "model.compute_dtype=bfloat16"],
+        "'shared' has no part in model.compute_dtype",
+    ),
+    ([*LANGUAGE_MODEL, "algorithm=nash_md", "model.prompt_tokens=4"], "'nash_md' mixes two models"),
+    (["algorithm=ppo", "algorithm.kl_target=1", "algorithm.kl_horizon=100"], "kl_horizon is 100, less than the 512"),
+    (["algorithm=ppo", "algorithm.cliprange=null", "algorithm.dual_clip=3"], "dual_clip bounds what"),
+    (["algorithm=xpo", "reference=previous"], "'previous' would be the policy itself"),
     (["algorithm=ppo", "constraint=lagrangian", "constraint.limit=1", "constraint.cost=words"], "'words' is not known"),
     (["reward=proxy", "reward.nu=0"], "reward.nu must be above 0, not 0"),
     (["reward=proxy", "reward.nu=two"], "'nu' cannot be 'two'"),

@@ -164,7 +164,7 @@ def test_a_loss_that_is_no_number_fails_before_the_update(tmp_path, monkeypatch)
     seen = {}
     not_a_number_at(5, monkeypatch, seen)
     settings = [*runs.TESTBED, *runs.METHODS["dpo"], "training.checkpoint_every=2"]
-    with pytest.raises(FloatingPointError, match=r"step 5: loss nan.*nothing was updated"):
+    with pytest.raises(FloatingPointError, match=r"step 5: loss nan.*the optimizer did not step"):
         runs.run(tmp_path, *settings)
     after = list(seen["trainer"].models.policy.parameters())
     assert all(torch.equal(old, new) for old, new in zip(seen["before"], after))

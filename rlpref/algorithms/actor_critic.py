@@ -54,6 +54,8 @@ class ActorCritic:
             raise ConfigError("algorithm.critic 'shared' reads the policy's decoder: critic_init=reward_model is none.")
         if not 0 <= self.critic_warmup < self.rounds:
             raise ConfigError(f"algorithm.critic_warmup must be 0 to {self.rounds - 1}, not {self.critic_warmup}.")
+        if self.cliprange is None and self.dual_clip is not None:
+            raise ConfigError("algorithm.dual_clip bounds what algorithm.cliprange leaves: set both, or it to null.")
         name = "cpi" if self.cliprange is None else "ppo_clip" if self.dual_clip is None else "dual_clip"
         bounds = {"cliprange": self.cliprange, "dual_clip": self.dual_clip}
         self.surrogate = make_loss(name, **{key: value for key, value in bounds.items() if value is not None})

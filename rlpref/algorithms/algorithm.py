@@ -98,5 +98,13 @@ class Algorithm(Protocol):
         ...
 
 
+def staleness(algorithm: Algorithm, data: PreferenceData) -> int | None:
+    """The most updates between the policy that sampled an answer and the one that learns from it in the same round: 0
+    where a round is one update. None for what samples nothing."""
+    if not algorithm.needs_reward:
+        return None
+    return algorithm.epochs * -(-algorithm.examples(data, 0) // algorithm.batch_size) - 1
+
+
 class StartError(AssertionError):
     """The run does not start where theory says it does: policy == reference."""

@@ -77,13 +77,13 @@ def score(models: Models, sequences: Sequences, round: Round) -> Tensor:
     return models.reward(sequences).to(models.device)
 
 
-def check_used_together(algorithm: str, key: str, choice: str, wants: bool, **option: float | None) -> None:
+def check_used_together(key: str, choice: str, wants: bool, **option: float | None) -> None:
     """Raises ConfigError where the one `option` is set and the choice does not use it, or where it `wants` one."""
     ((name, value),) = option.items()
     if wants and value is None:
-        raise ConfigError(f"algorithm '{algorithm}': {key} '{choice}' needs a value for '{name}'.")
+        raise ConfigError(f"algorithm.{key} '{choice}' needs a value for '{name}'.")
     if not wants and value is not None:
-        raise ConfigError(f"algorithm '{algorithm}': {key} '{choice}' does not use '{name}'; set it to null.")
+        raise ConfigError(f"algorithm.{key} '{choice}' does not use '{name}'; set it to null.")
 
 
 def check_others(baseline: str, k: int) -> None:

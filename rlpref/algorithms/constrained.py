@@ -82,13 +82,31 @@ def _lagrangian(models: Models, multiplier: Tensor, round: Round, sequences: Seq
     return scores - spread(multiplier, len(scores)).to(scores) * models.cost(sequences).to(scores)
 
 
+def _check_whole_scores(method: ActorCritic | Reinforce | Grouped, name: str) -> None:
+    """Raises ConfigError for an option under which a violation no longer costs the multiplier times the cost."""
+    shaped = getattr(method, "shaping", None)
+    rule = shaped.eos_rule if shaped else method.eos[0] if isinstance(method, Grouped) else method.eos_rule
+    changed = {
+        "eos_rule": rule if rule in ("replace", "bootstrap") else None,  # the cost of cut answers goes with their score
+        "reward_clip": shaped and shaped.reward_clip,
+        "scale_scores": shaped and shaped.scale_scores != "none",
+        "dynamic_sampling": getattr(method, "dynamic_sampling", None),  # the cost would be of answers that were chosen
+    }
+    for key in (key for key, value in changed.items() if value):
+        raise ConfigError(
+            f"algorithm '{name}': '{key}' changes what a violation costs, and constraint 'lagrangian' would end "
+            f"elsewhere. Set algorithm.{key} to {'none or subtract' if key == 'eos_rule' else 'null (or none)'}."
+        )
+
+
 def constrained(method: Algorithm, name: str, limit: float, multiplier: float, rate: float) -> Constrained:
     """Raises ConfigError for a method that is no policy gradient, and for a multiplier below 0 or that cannot move."""
     if not isinstance(method, ActorCritic | Reinforce | Grouped):
         raise ConfigError(
-            f"algorithm '{name}' is no policy gradient on fresh answers: constraint 'lagrangian' cannot hold it to a "
-            "limit. Choose ppo, reinforce, grpo or one of their kin, or set constraint=none."
+            f"algorithm '{name}' is no policy gradient on scores of fresh answers: constraint 'lagrangian' cannot "
+            "hold it to a limit. Choose ppo, reinforce, grpo or one of their kin, or set constraint=none."
         )
+    _check_whole_scores(method, name)
     if multiplier < 0:
         raise ConfigError(f"constraint.multiplier must not be below 0, but is {multiplier}.")
     if not rate > 0:

@@ -59,7 +59,7 @@ class Curriculum:
         ease = blocks(self._ease(models, pairs), round.runs)
         kept = self._count(ease.shape[1], round.index)
         require_no_lone_row(self.objective, kept, self.batch_size)
-        first = ranked(ease, self.order)[:, :kept].sort(1).values
+        first = ranked(ease, self.order, shuffled(round, ease.shape[1]))[:, :kept].sort(1).values
         rows = (first + torch.arange(round.runs, device=first.device)[:, None] * ease.shape[1]).flatten()
         round.metrics["curriculum/ease"] = round.mean(ease.flatten()[rows])
         return pairs[rows]
@@ -70,11 +70,6 @@ class Curriculum:
     def _ease(self, models: Models, pairs: Pairs) -> Tensor:
         """[B] how easy each pair is."""
         if self.by == "scores":
-            if pairs.chosen_score is None:
-                raise ConfigError(
-                    "algorithm.by 'scores' reads 'chosen_score' and 'rejected_score', which the data do not have: "
-                    "choose algorithm.by=reference or loss."
-                )
             return (pairs.chosen_score - pairs.rejected_score).abs()
         if self.by == "reference":
             sides = (pairs.chosen, pairs.rejected)
@@ -86,15 +81,25 @@ class Curriculum:
         check_objective_start(models, self.objective, batch)
 
 
-def ranked(ease: Tensor, order: str) -> Tensor:
-    """[runs, rows] of each run its rows [runs, rows] in the order in which they are taken; equal ones as they stand."""
-    if order == "random":  # pairs stand in no order
-        return torch.arange(ease.shape[1], device=ease.device).expand_as(ease)
-    easiest_first = ease.argsort(dim=1, descending=True, stable=True)
+def shuffled(round: Round, rows: int) -> Tensor:
+    """[runs, rows] the rows of each run in an order by chance, the same in every stage: files are sorted by prompt."""
+    if "order_seed" not in round.carried:
+        seeds = [torch.randint(2**31, (), generator=g, device=g.device) for g in round.generators]
+        round.carried["order_seed"] = torch.stack(seeds).double().cpu()
+    generators = [torch.Generator().manual_seed(int(seed)) for seed in round.carried["order_seed"]]
+    return torch.stack([torch.randperm(rows, generator=g) for g in generators]).to(round.generators[0].device)
+
+
+def ranked(ease: Tensor, order: str, by_chance: Tensor) -> Tensor:
+    """[runs, rows] the rows of each run as they are taken; equal ones, or all if random, as they stand `by_chance`."""
+    if order == "random":
+        return by_chance
+    ease = ease.gather(1, by_chance)
+    taken = ease.argsort(dim=1, descending=order != "hard", stable=True)
     if order == "middle":
         from_middle = (torch.arange(ease.shape[1], device=ease.device) - (ease.shape[1] - 1) / 2).abs()
-        return easiest_first[:, from_middle.argsort(stable=True)]
-    return easiest_first if order == "easy" else ease.argsort(dim=1, stable=True)
+        taken = taken[:, from_middle.argsort(stable=True)]
+    return by_chance.gather(1, taken)
 
 
 def curriculum(
@@ -109,9 +114,7 @@ def curriculum(
     """`loss` is {"name": a pair loss, its hyperparameters}; `modifiers` are those of rlpref.losses.modifiers."""
     objective = make_objective(loss, (PairLogps,), make_modifiers(modifiers or {}))
     if not shares or not all(0 < share <= 1 for share in shares):
-        raise ConfigError(
-            f"algorithm.shares is {list(shares)}: it takes one number above 0 and at most 1 for each stage."
-        )
+        raise ConfigError(f"algorithm.shares is {list(shares)}: for each stage a number above 0 and at most 1.")
     if by == "loss" and objective.entry.coupled:
         raise ConfigError(f"loss '{objective.entry.name}' takes a minibatch as a whole: no pair has a loss of its own.")
     return Curriculum(objective, objective.scale, by, order, shares, epochs, batch_size)

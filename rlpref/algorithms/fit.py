@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from rlpref.algorithms.algorithm import Algorithm
 from rlpref.algorithms.objective import require_columns
 from rlpref.algorithms.reward_model import check_columns
 from rlpref.binding import ConfigError
-from rlpref.data.preferences import PreferenceData
 from rlpref.losses.inputs import AnswerLogps, ListLogps, PairLogps, RewardLists, RewardPairs
 from rlpref.models.reference_rule import ReferenceRule
 from rlpref.types import TensorBatch
@@ -24,11 +26,26 @@ def check_rule(rule: ReferenceRule, algorithm: Algorithm, kind: str, name: str) 
         raise ConfigError(f"{who} reads the reference, and reference 'none' has none. Set reference=initial.")
     if rule.kind == "previous" and algorithm.rounds == 1:
         raise ConfigError(f"{who} has one round: reference 'previous' would never move. Set reference=initial or sync.")
+    if kind == "xpo" and rule.is_replaced and rule.every in (None, 1):
+        raise ConfigError(
+            f"{who} compares its answers with the reference's: reference '{rule.kind}' would be the policy itself. Set "
+            "reference=initial, ema, or sync with a larger reference.every."
+        )
     if penalised and rule.is_replaced and rule.every in (None, 1):
         raise ConfigError(
             f"{who} measures the KL of fresh answers: reference '{rule.kind}' would be the policy that drew them and "
             "the KL always 0. Set reference=initial, ema, or sync with a larger reference.every."
         )
+
+
+def check_computing(algorithm: Algorithm, kind: str, model: Mapping[str, Any]) -> None:
+    """Raises ConfigError where the algorithm of that kind cannot work as the section `model` computes."""
+    if model.get("compute_dtype") and getattr(algorithm, "natural", None):
+        raise ConfigError("algorithm 'trpo' has no natural gradient in model.compute_dtype: set it to null.")
+    if model.get("compute_dtype") and getattr(algorithm, "critic", None) == "shared":
+        raise ConfigError("algorithm.critic 'shared' has no part in model.compute_dtype: set critic=separate.")
+    if model.get("prompt_tokens") and kind == "nash_md":
+        raise ConfigError("algorithm 'nash_md' mixes two models, and model.prompt_tokens are one's: use model.lora.r.")
 
 
 def reads_reference(algorithm: Algorithm, kind: str) -> bool:
@@ -87,13 +104,10 @@ def check_rows(algorithm: Algorithm, rows: TensorBatch) -> None:
     objective = getattr(algorithm, "objective", None)
     if objective is None or algorithm.needs_reward:
         return
+    if getattr(algorithm, "by", None) == "scores" and rows.chosen_score is None:
+        raise ConfigError(
+            "algorithm.by 'scores' reads 'chosen_score' and 'rejected_score', which the data do not have: "
+            "choose algorithm.by=reference or loss."
+        )
     check = check_columns if objective.entry.takes in (RewardPairs, RewardLists) else require_columns
     check(objective, rows)
-
-
-def staleness(algorithm: Algorithm, data: PreferenceData) -> int | None:
-    """The most updates between the policy that sampled an answer and the one that learns from it in the same round: 0
-    where a round is one update. None for what samples nothing."""
-    if not algorithm.needs_reward:
-        return None
-    return algorithm.epochs * -(-algorithm.examples(data, 0) // algorithm.batch_size) - 1

@@ -105,7 +105,7 @@ def grouped(
 ) -> Grouped:
     """`loss` is {"name": a loss of rollouts, its hyperparameters}."""
     objective = make_objective(loss, (RolloutLogps,))
-    common.check_used_together("grouped", "eos_rule", eos_rule, eos_rule != "none", eos_penalty=eos_penalty)
+    common.check_used_together("eos_rule", eos_rule, eos_rule != "none", eos_penalty=eos_penalty)
     if k < 2:
         raise ConfigError(f"algorithm.k is {k}: an answer is measured by the others to its prompt, so give it two.")
     name, key = objective.entry.name, objective.entry.regularisation or "kl_coef"

@@ -13,10 +13,16 @@ from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
 import torch
-from torch import Tensor
 
 from rlpref.algorithms.algorithm import Loss, Round
-from rlpref.algorithms.common import check_others, check_rollout_start, choose_prompts, sample_answers, whole_returns
+from rlpref.algorithms.common import (
+    check_others,
+    check_rollout_start,
+    choose_prompts,
+    sample_answers,
+    whole_answers,
+    whole_returns,
+)
 from rlpref.binding import ConfigError
 from rlpref.data.preferences import PreferenceData
 from rlpref.losses import RolloutLogps, reduced, reinforce
@@ -63,7 +69,7 @@ class NashMD:
     def collect(self, models: Models, data: PreferenceData, round: Round) -> Rollouts:
         prompts = choose_prompts(data.prompts, self.prompts_per_round, round.generators)
         samples = sample_answers(models, prompts, self.k, round)
-        answers, mask = samples.sequences, samples.sequences.mask
+        answers = samples.sequences
         round.charge(labels=len(answers))
         beats = models.preference(answers, self._rivals(models, prompts, round)).to(samples.logps)
         ref_logps = models.ref_logps(answers)
@@ -76,12 +82,7 @@ class NashMD:
             "objective/advantages_std": blocks(gained - baseline, round.runs).std(1, correction=0),
             "objective/share": torch.full((round.runs,), self._share(round.index)),
         }
-
-        def at_tokens(of_answers: Tensor) -> Tensor:
-            return torch.where(mask, of_answers[:, None], 0.0)
-
-        values, advantages, returns = at_tokens(baseline), at_tokens(gained - baseline), at_tokens(gained)
-        return Rollouts(answers, samples.logps, ref_logps, values, advantages, returns, beats)
+        return whole_answers(samples, ref_logps, beats, gained, gained - baseline)
 
     def _share(self, index: int) -> float:
         return 2 / (index + 2) if self.share is None else self.share

@@ -22,8 +22,9 @@ LARGEST = 1_000_000  # parameters: each product with the Fisher matrix reads the
 class NaturalStep:
     """Schulman et al. 2015 (1502.05477), appendix C: `cg_iterations` of conjugate gradients solve (F + `damping`) x =
     g. F is the Fisher matrix of the next tokens on the answers of the round, g the gradient of the surrogate. The step
-    goes along x as far as half x F x says that the KL is `delta`, and is halved, at most `backtracks` times, until the
-    mean KL(old || new) of the next token is within `delta` and the surrogate has improved; else none is taken."""
+    goes along x as far as half x (F + damping) x says that the KL is `delta`, and is halved, at most `backtracks`
+    times, until the mean KL(old || new) of the next token is within `delta` and the surrogate has improved; else none
+    is taken, and `trpo/halvings` is one more than these."""
 
     delta: float
     damping: float
@@ -56,7 +57,7 @@ class NaturalStep:
                 break
         else:
             nn.utils.vector_to_parameters(start, parameters)
-            kl, gain = torch.zeros_like(kl), torch.zeros_like(gain)
+            kl, gain, halvings = torch.zeros_like(kl), torch.zeros_like(gain), self.backtracks + 1
         found = {"trpo/kl": kl, "trpo/improvement": gain, "trpo/halvings": torch.as_tensor(float(halvings))}
         return {name: value.view(1) for name, value in (found | {"trpo/gradient_norm": gradient.norm()}).items()}
 

@@ -50,6 +50,9 @@ def ppo(
     """What each option does: rlpref.algorithms.shaping, rlpref.algorithms.actor_critic, rlpref.build_rewards."""
     if kl_target is not None and not beta > 0:
         raise ConfigError(f"beta is {beta}: a weight that is multiplied towards algorithm.kl_target starts above 0.")
+    if kl_horizon is not None and prompts_per_round * k > kl_horizon:  # from five times on the weight changes its sign
+        asked = f"{prompts_per_round * k} answers of a round: the weight of the KL would jump. Raise it."
+        raise ConfigError(f"algorithm.kl_horizon is {kl_horizon}, less than the {asked}")
     scores = scale_scores, reward_clip, whiten_rewards, whiten_advantages, eos_rule, eos_penalty
     return ActorCritic(
         beta,

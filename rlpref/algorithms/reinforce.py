@@ -46,8 +46,8 @@ class Reinforce:
 
     def __post_init__(self):
         cuts, moving = self.eos_rule != "none", self.baseline == "moving"
-        common.check_used_together("reinforce", "eos_rule", self.eos_rule, cuts, eos_penalty=self.eos_penalty)
-        common.check_used_together("reinforce", "baseline", self.baseline, moving, baseline_rate=self.baseline_rate)
+        common.check_used_together("eos_rule", self.eos_rule, cuts, eos_penalty=self.eos_penalty)
+        common.check_used_together("baseline", self.baseline, moving, baseline_rate=self.baseline_rate)
         if moving and not 0 < self.baseline_rate <= 1:
             raise ConfigError(f"algorithm.baseline_rate must be above 0 and at most 1, not {self.baseline_rate}.")
         common.check_others(self.baseline, self.k)

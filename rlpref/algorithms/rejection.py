@@ -111,7 +111,7 @@ def rejection(
     """Raises ConfigError for an option that `keep` does not use, or lacks."""
     for key, value in {"top": top, "threshold": threshold, "growth": growth}.items():
         wanted = key == keep or (key == "growth" and keep == "threshold")
-        check_used_together("rejection", "keep", keep, wanted, **{key: value})
+        check_used_together("keep", keep, wanted, **{key: value})
     if top is not None and not 0 < top <= 1:
         raise ConfigError(f"algorithm.top must be above 0 and at most 1, not {top}.")
     if temperature is not None and not temperature > 0:

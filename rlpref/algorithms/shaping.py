@@ -56,9 +56,8 @@ class Shaping:
     eos_penalty: float | None = None
 
     def __post_init__(self):
-        common.check_used_together(
-            "ppo", "eos_rule", self.eos_rule, self.eos_rule in PENALISED, eos_penalty=self.eos_penalty
-        )
+        penalised = self.eos_rule in PENALISED
+        common.check_used_together("eos_rule", self.eos_rule, penalised, eos_penalty=self.eos_penalty)
         if (self.kl, self.kl_estimator) == ("loss", "k1"):
             raise ConfigError("algorithm.kl_estimator 'k1' holds nothing back in the loss: choose k2 or k3.")
         for key in ("reward_clip", "kl_target", "kl_horizon"):

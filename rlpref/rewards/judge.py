@@ -78,6 +78,7 @@ class PairJudge:
     reader: Reader
     texts: Callable[[Sequences], tuple[list[str], list[str]]]  # prompts and answers, as the policy's tokenizer has them
     order_conflict: Literal["tie", "mean"]
+    name: str = "judge"
 
     def __call__(self, first: Sequences, second: Sequences) -> Tensor:
         """[B] as `Verdicts.wins`."""

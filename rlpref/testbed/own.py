@@ -46,8 +46,10 @@ def own_regret(algorithm: Mapping[str, Any], data: Mapping[str, Any], task: Test
 
 def own_measure(config: Mapping[str, Any]) -> Callable[[Testbed, Tensor], OwnRegret | None]:
     """From a task and its enumerated reference to the own regret of a run of that checked configuration. No closed form
-    is known where the reference moves. Under a constraint the own optimum is the constrained one."""
-    if config["reference"]["kind"] != "initial":
+    is known where the reference moves, where a target steers beta, or at beta 0. Under a constraint the own optimum is
+    the constrained one."""
+    steered = config["algorithm"].get("kl_target") is not None or config["beta"] == 0
+    if steered or config["reference"]["kind"] != "initial":
         return lambda task, ref: None
     if config["constraint"]["kind"] != "none":
         return partial(limited, config)

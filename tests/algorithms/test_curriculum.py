@@ -1,13 +1,14 @@
 """Curricula of pairs: which pairs each stage trains on."""
 
-from types import SimpleNamespace
+from dataclasses import replace
 
 import pytest
 import torch
 
 from rlpref.algorithms import make_algorithm
 from rlpref.algorithms.algorithm import Costs, Round
-from rlpref.algorithms.curriculum import ranked
+from rlpref.algorithms.curriculum import ranked, shuffled
+from rlpref.algorithms.fit import check_rows
 from rlpref.binding import ConfigError
 
 SETTINGS = {"loss": {"name": "dpo", "beta": 0.5}, "by": "scores", "order": "easy", "shares": [0.25, 1.0]}
@@ -27,7 +28,7 @@ def collect(algorithm, models, data, index=0, runs=1):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"shares": []}, "it takes one number above 0 and at most 1 for each stage"),
+        ({"shares": []}, "for each stage a number above 0 and at most 1"),
         ({"shares": [0.5, 1.5]}, "algorithm.shares is .0.5, 1.5."),
         ({"by": "length"}, "'by' cannot be 'length'"),
         ({"order": "up"}, "'order' cannot be 'up'"),
@@ -42,11 +43,22 @@ def test_settings_that_cannot_be_used_are_refused(changes, message):
 
 @pytest.mark.parametrize(
     ("order", "rows"),
-    [("easy", [3, 0, 4, 1, 2]), ("hard", [2, 1, 4, 0, 3]), ("middle", [4, 0, 1, 3, 2]), ("random", [0, 1, 2, 3, 4])],
+    [("easy", [3, 0, 4, 1, 2]), ("hard", [2, 1, 4, 0, 3]), ("middle", [4, 0, 1, 3, 2]), ("random", [4, 2, 0, 1, 3])],
 )
 def test_orders_by_hand(order, rows):
     ease = torch.tensor([3.0, 1.0, 0.0, 9.0, 2.0])
-    assert ranked(torch.stack([ease, ease + 1]), order).tolist() == [rows, rows]
+    by_chance = torch.tensor([[4, 2, 0, 1, 3]] * 2)
+    assert ranked(torch.stack([ease, ease + 1]), order, by_chance).tolist() == [rows, rows]
+
+
+def test_equal_pairs_and_random_stages_are_taken_by_chance_and_not_as_the_file_has_them():
+    round = Round(0, [torch.Generator().manual_seed(seed) for seed in range(2)], [Costs(), Costs()])
+    by_chance = shuffled(round, 50)
+    assert all(row.sort().values.equal(torch.arange(50)) for row in by_chance)
+    assert not by_chance[0].equal(by_chance[1])
+    assert ranked(torch.ones(2, 50), "easy", by_chance).equal(by_chance)
+    later = Round(1, round.generators, round.costs, carried=round.carried)
+    assert shuffled(later, 50).equal(by_chance)
 
 
 def test_stages_grow_to_all_pairs_and_labels_are_counted_once(laboratory):
@@ -94,7 +106,7 @@ def test_each_run_has_an_order_of_its_own(laboratory):
 
 
 def test_pairs_without_scores_are_refused_by_name(laboratory):
-    models, data = laboratory
-    data.train.chosen_score = None
+    pairs = replace(laboratory[1].train, chosen_score=None)
     with pytest.raises(ConfigError, match=r"reads 'chosen_score'.*choose algorithm.by=reference or loss"):
-        collect(curriculum(), models, SimpleNamespace(train=data.train))
+        check_rows(curriculum(), pairs)
+    check_rows(curriculum(by="loss"), pairs)

@@ -48,7 +48,7 @@ def first(rollouts: Rollouts) -> torch.Tensor:
         ({"eos_rule": "bootstrap", "eos_penalty": 1.0}, "eos_rule 'bootstrap' does not use 'eos_penalty'"),
         ({"critic": "shared", "critic_init": "reward_model"}, "algorithm.critic 'shared' reads the policy's decoder"),
         ({"critic_warmup": 2}, "algorithm.critic_warmup must be 0 to 1, not 2"),
-        ({"cliprange": None, "dual_clip": 3.0}, "does not use 'dual_clip'"),
+        ({"cliprange": None, "dual_clip": 3.0}, "algorithm.dual_clip bounds what algorithm.cliprange leaves"),
     ],
 )
 def test_settings_that_contradict_are_refused(changes, message):
