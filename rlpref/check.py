@@ -155,7 +155,7 @@ def _check_rollout(rollout: dict, model: dict, algorithm: str, name: str) -> Any
     bound = bind(choose(ENGINES, rollout["kind"], "rollout.kind"), settings, f"rollout '{rollout['kind']}'", 1)
     if rollout["kind"] == "local":
         return bound
-    if algorithm not in ("iterative", "rejection", "sppo"):
+    if algorithm not in ("iterative", "rejection", "retrained", "sppo"):
         reason = (
             "its gradient needs the policy's own samples, token by token, and a server's are drawn with other rounding "
             "or come back as text"

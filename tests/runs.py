@@ -52,6 +52,7 @@ METHODS |= {name: [f"algorithm={name}", *EACH] for name in ("reinforce", "a2c", 
 METHODS["online_dpo"] = ["algorithm=online_dpo", "algorithm.rounds=6", "algorithm.prompts_per_round=16"]
 METHODS["online_dpo"] += ["algorithm.batch_size=16"]
 METHODS["sppo_online"] = ["algorithm=sppo_online", *ONLINE, "algorithm.batch_size=16"]
+METHODS["retrained"] = ["algorithm=iterative_dpo_retrained", *ONLINE, "algorithm.batch_size=16"]
 METHODS["xpo"] = ["algorithm=xpo", *ONLINE[:3], "algorithm.batch_size=16"]
 METHODS["nash_md"] = ["algorithm=nash_md", "algorithm.rounds=6", "algorithm.prompts_per_round=8", "algorithm.k=4"]
 METHODS["reinforce"] = ["algorithm=reinforce", "algorithm.rounds=9", "algorithm.prompts_per_round=8", "algorithm.k=4"]

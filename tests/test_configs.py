@@ -60,6 +60,10 @@ CASES = {
         *[*runs.TINY, *HF, "data=sentiment", "data.prompts=60", "model.lora.r=2", "algorithm=xpo"],
         *[*ONE_EACH[:2], ONE_EACH[3]],
     ],
+    "hf sentiment lora retrained": [
+        *[*runs.TINY, *HF, "data=sentiment", "data.prompts=60", "model.lora.r=2", "algorithm=iterative_dpo_retrained"],
+        *ONE_EACH,
+    ],
     "nash": [*runs.TESTBED, "experiment=nash", *M["nash_md"]],
     "remax": [*runs.TESTBED, "algorithm=remax", *M["reinforce"][1:]],
     "on policy": [*runs.TESTBED, "experiment=on_policy", *M["reinforce"], *SMALL[:2]],

@@ -47,6 +47,8 @@ ITERATIVE = {
     "data": "fresh",
     "loss": {"name": "ipo", "tau": 0.3, "normalize": "mean"},
 }
+RETRAINED = {key: ITERATIVE[key] for key in ITERATIVE if key != "data"}
+RETRAINED |= {"warmup": 0, "labels": "drawn", "head_std": None, "reward_lr_scale": 1.0}
 GROUPED = {
     **ROUNDS,
     "beta": 0.1,
@@ -76,6 +78,7 @@ ALGORITHMS = {
     "gspo": ("grouped", GROUPED | GSPO),
     "rejection": ("rejection", ROUNDS | KEPT | {"prompts_per_round": 8, "k": 2}),
     "iterative": ("iterative", ITERATIVE),
+    "retrained": ("retrained", RETRAINED),
     "sppo": ("sppo", ROUNDS | {"prompts_per_round": 4, "k": 4, "loss": {"name": "sppo_single", "beta": 0.3}}),
     "xpo": ("xpo", ROUNDS | {"prompts_per_round": 8, "alpha": 0.2, "data": "fresh", "loss": DPO}),
     "nash_md": ("nash_md", {key: REINFORCE[key] for key in SHARED} | {"share": 0.25, "baseline": "half"}),

@@ -39,6 +39,7 @@ CASES = {
     "grpo": runs.METHODS["grpo"],
     "grpo_dynamic": [*runs.METHODS["grpo"], "algorithm.dynamic_sampling=3", "algorithm.k=2"],
     "rejection": runs.METHODS["rejection"],
+    "retrained": runs.METHODS["retrained"],
     "ppo_constrained": [
         *[*runs.METHODS["ppo"], "constraint=lagrangian", "constraint.cost=length", "constraint.limit=1.2"],
         "constraint.multiplier=0.5",

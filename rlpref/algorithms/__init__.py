@@ -12,6 +12,7 @@ from rlpref.algorithms.offline import offline
 from rlpref.algorithms.ppo import ppo
 from rlpref.algorithms.reinforce import Reinforce
 from rlpref.algorithms.rejection import rejection
+from rlpref.algorithms.retrained import retrained
 from rlpref.algorithms.reward_model import reward_model
 from rlpref.algorithms.sft import SFT
 from rlpref.algorithms.sppo import sppo
@@ -29,6 +30,7 @@ ALGORITHMS = {
     "ppo": ppo,
     "reinforce": Reinforce,
     "rejection": rejection,
+    "retrained": retrained,
     "reward_model": reward_model,
     "sft": SFT,
     "sppo": sppo,

@@ -17,14 +17,17 @@ from rlpref.ops.blocks import Unstackable
 from rlpref.types import Pairs, Sequences
 
 
-def form_pairs(models: Models, rule: Rule, answers: Sequences, k: int, round: Round) -> tuple[Pairs, Tensor]:
-    """The pairs among k answers to each prompt, which stand next to each other, and the column of each chosen one.
-    Scores and judgements are counted as labels. Raises ValueError where no pair can be formed."""
-    n, scores = len(answers) // k, None
+def form_pairs(
+    models: Models, rule: Rule, answers: Sequences, k: int, round: Round, scores: Tensor | None = None
+) -> tuple[Pairs, Tensor]:
+    """The pairs among k answers to each prompt, which stand next to each other, and the column of each chosen one. A
+    rule on scores is given those [B] that are known; else they are asked for, and like judgements counted as labels.
+    Raises ValueError where no pair can be formed."""
+    n = len(answers) // k
     if rule.compares:
         row, chosen, rejected, soft = rule.choose(preferring(models, answers, k, round), n, k, round.generators)
     else:
-        scores = score(models, answers, round)
+        scores = score(models, answers, round) if scores is None else scores
         groups = scores.view(n, k)
         row, chosen, rejected, *soft = rule.choose(groups, round.generators)
         soft = soft[0] if soft else None

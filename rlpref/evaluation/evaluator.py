@@ -43,7 +43,7 @@ class Evaluator:
             sampled, texts = self._sampled(step, measured)
             row = sampled | self._preferences(measured)
         if "reward_model" in self.trains and self.data.test is not None:
-            row |= self._reward_model(self.test_pairs())
+            row |= self._reward_model(self.test_pairs(), measured)
         if self.exact:
             row |= self.exact(self.models, self.data.rows.drawn_from)
         return row, texts
@@ -137,13 +137,18 @@ class Evaluator:
             "eval/logps/rejected": float(rejected.double().mean()),
         }
 
-    def _reward_model(self, pairs: Pairs) -> dict[str, float]:
+    def _reward_model(self, pairs: Pairs, measured: Measured | None) -> dict[str, float]:
+        """`own_gold_corr` is `gold_corr` on the answers of a policy that is trained along."""
         model, chunk = self.models.reward_model, self.models.chunk
         found = judge_pairs(model, pairs, chunk)
         if self.models.gold is not None:
             samples, gold = self._reference_answers(self.test_prompts())
             scores = scored(model, samples.sequences, chunk)
             found |= gold_agreement(scores.view(-1, self.k), gold.view(-1, self.k))
+            if measured is not None:
+                scores = scored(model, measured.samples.sequences, chunk)
+                own = gold_agreement(scores.view(-1, self.k), measured.rewards.view(-1, self.k))
+                found |= {f"own_{name}": value for name, value in own.items()}
         return {f"eval/reward_model/{name}": value for name, value in found.items()}
 
 

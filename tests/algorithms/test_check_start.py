@@ -56,6 +56,12 @@ ALGORITHMS = {
         "rejection",
         ROUND | {"keep": "max", "stages": "all"} | dict.fromkeys(("top", "threshold", "growth", "temperature")),
     ),
+    "retrained": (
+        "retrained",
+        ROUND
+        | {"rounds": 2, "loss": DPO, "warmup": 0, "labels": "soft", "pairing": "bradley_terry"}
+        | {"head_std": None, "reward_lr_scale": 1.0},
+    ),
     "sppo": ("sppo", ROUND | {"loss": {"name": "sppo_single", "beta": 0.1}}),
     "xpo": (
         "xpo",
@@ -96,6 +102,7 @@ def gpt2_models(dropout: float) -> Models:
         reward=sum_of_ids,
         preference=BradleyTerry(sum_of_ids),
         critic=scalar_model(policy, None, torch.Generator().manual_seed(0)),
+        reward_model=scalar_model(policy, None, torch.Generator().manual_seed(1)),
     )
 
 

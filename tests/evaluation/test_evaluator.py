@@ -155,12 +155,30 @@ def test_a_reward_model_is_judged_by_its_order_of_held_out_pairs(build, case):
     found = evaluator(0)[0]
     assert found["eval/reward_model/accuracy"] == pytest.approx(right.mean().item())
     assert found["eval/reward_model/gold_corr"] == pytest.approx(1)  # its scores are the gold rewards
+    assert "eval/reward_model/own_gold_corr" not in found  # nobody moves the policy
     longer = (pairs.chosen.lengths - pairs.rejected.lengths).sign()
     assert found["eval/reward_model/longer_wins"] == pytest.approx((longer[longer != 0] > 0).double().mean().item())
     margins = pairs.chosen_score - pairs.rejected_score
     assert found["eval/reward_model/nll"] == pytest.approx(-margins.sigmoid().log().mean().item(), abs=1e-5)
     bins = [value for key, value in found.items() if key.endswith("/pairs")]
     assert sum(bins) == len(pairs)
+
+
+def test_a_reward_model_is_judged_on_the_answers_of_the_policy_that_is_trained_with_it(build, case, random_policy):
+    """One that is right about half of the answers: a policy that gives no others finds no fault in it."""
+    policy = random_policy(case, 3)
+    policy[:, 0, 2:] = -torch.inf  # an answer is empty or begins with token 1
+    evaluator, models = build(case, policy.log_softmax(-1), trains=("policy", "reward_model"), k=32)
+    models.reward_model = scalar_model(models.policy, None, torch.Generator().manual_seed(0), 0.0)
+    models.reward_model.requires_grad_(False).head.weight.fill_(1.0)
+    table = models.reward_model.backbone.rows.weight
+    table[:] = 0
+    own = torch.isfinite(exact.answer_logps(case, policy.log_softmax(-1)))
+    leaves = table[1:].view(case.tree.prompts, case.tree.per_prompt, -1)[:, case.tree.inner :]
+    leaves[..., 0] = torch.where(own, case.rewards, -case.rewards).flatten(1).float()
+    found = evaluator(0)[0]
+    assert found["eval/reward_model/own_gold_corr"] == pytest.approx(1)
+    assert found["eval/reward_model/gold_corr"] < 0.9
 
 
 def test_the_evaluator_knows_where_the_pairs_come_from(build, case, random_policy):
