@@ -14,7 +14,7 @@ from rlpref.algorithms.common import choose_prompts
 from rlpref.binding import ConfigError, hyperparameters
 from rlpref.check import Checked
 from rlpref.check_rewards import COSTS, judge_model, reward_runs, trained_weights
-from rlpref.data.requests import make_reader
+from rlpref.data.requests import make_reader, verdict_ids
 from rlpref.evaluation.measure import draw
 from rlpref.models.bundle import Models
 from rlpref.models.computing import Computing
@@ -67,6 +67,7 @@ def _add_judge(reward: dict, models: Models) -> None:
         loaded = builder()
         model, tokenizer = Reference(loaded.policy.to(models.device), adapter_off=False), loaded.tokenizer
     question = read_question(reward["rubric"], reward["mode"])
+    verdict_ids(tokenizer, question.words)  # refuses words that are alike now, and not in the first round
     reads = make_reader(model, tokenizer, reward["chunk"]), partial(plain_texts, models.tokenizer)
     if reward["mode"] == "pairwise":
         models.preference = PairJudge(question, *reads, reward["order_conflict"])

@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 
 import torch
+import transformers
 import yaml
 
 from rlpref import checkpoint
@@ -19,9 +20,9 @@ from rlpref.models.language_models import LANGUAGE_MODELS
 
 
 def export(run: Path, folder: Path) -> str:
-    """Writes the policy of the run folder's last checkpoint to `folder`, whole or not at all, as safetensors with its
-    tokenizer: what `AutoModelForCausalLM` and `model=hf model.name=FOLDER` load. Its generation settings are those
-    under which the run sampled. Returns the name of the checkpoint.
+    """Writes the policy of the run folder's last checkpoint to `folder`, whole or not at all, as float32 safetensors
+    with its tokenizer: what `AutoModelForCausalLM` and `model=hf model.name=FOLDER` load. Its generation settings are
+    those under which the run sampled, and none of the base's. Returns the name of the checkpoint.
 
     Raises ConfigError for a run without a trained language model, for virtual tokens, and where `folder` exists.
     """
@@ -33,11 +34,12 @@ def export(run: Path, folder: Path) -> str:
     if kind not in LANGUAGE_MODELS:
         raise ConfigError(f"{run}: model '{kind}' is no language model that could stand alone.")
     loaded = check_model(config["model"])[0]()
+    loaded.policy.float()  # the base as the run had it; merged in bfloat16, much of the adapter would be rounded off
     checkpoint.load_weights(loaded.policy, weights)
     whole = merged(loaded.policy) if has_adapter(loaded.policy) else loaded.policy
     end, pad = loaded.tokenizer.eos_token_id, loaded.tokenizer.pad_token_id
     drawn = {"do_sample": True, "temperature": float(config["temperature"]), "top_k": 0, "top_p": 1.0}
-    whole.generation_config.update(**drawn, eos_token_id=end, pad_token_id=pad)
+    whole.generation_config = transformers.GenerationConfig(**drawn, eos_token_id=end, pad_token_id=pad)
     _write(whole, loaded.tokenizer, folder)
     return path.name
 

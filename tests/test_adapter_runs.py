@@ -124,6 +124,47 @@ def test_an_exported_policy_is_the_trained_one(kind, places, tmp_path):
     assert words("the film")["input_ids"] == AutoTokenizer.from_pretrained(places["llama"])("the film")["input_ids"]
 
 
+def shipped(places, folder, dtype):
+    """The Llama as a base in `dtype` whose own generation settings are not those of a run."""
+    base = AutoModelForCausalLM.from_pretrained(places["llama"], dtype=dtype)
+    base.generation_config.update(do_sample=True, repetition_penalty=1.1, min_p=0.2, top_k=7, eos_token_id=[1, 3])
+    base.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(places["llama"]).save_pretrained(folder)
+    return places | {"base": folder}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_policy_on_a_bfloat16_base_is_exported_in_float32(dtype, places, tmp_path):
+    """The adapter is small beside the weights: rounded to theirs, much of it would be lost. A base that is shipped in
+    float32 is exported as it was trained on."""
+    places = shipped(places, tmp_path / "base", dtype)
+    train(tmp_path / "run", places, "dpo", "lora", "model.dtype=bfloat16", "model.lr=1e-4", model="base")
+    export(tmp_path / "run", tmp_path / "model")
+    config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    policy = exporting.check_model(config["model"])[0]().policy
+    assert policy.dtype == torch.bfloat16
+    exporting.checkpoint.load_weights(policy, trained_weights(tmp_path / "run", "policy"))
+    made = loaded(tmp_path / "model")
+    assert made.dtype == torch.float32
+    expected, rounded = logits(policy.float()), logits(made.bfloat16().float())
+    with policy.disable_adapter():
+        learned = (expected - logits(policy)).abs().max()
+    assert (logits(loaded(tmp_path / "model")) - expected).abs().max() < 1e-3 * learned
+    assert (rounded - expected).abs().max() > 0.1 * learned
+
+
+def test_an_exported_policy_draws_as_its_run_did_and_not_as_its_base(places, tmp_path):
+    places = shipped(places, tmp_path / "base", torch.float32)
+    train(tmp_path / "run", places, "dpo", "lora", "temperature=0.7", model="base")
+    export(tmp_path / "run", tmp_path / "model")
+    drawn = {"do_sample": True, "temperature": 0.7, "top_k": 0, "eos_token_id": 1, "pad_token_id": 1}
+    found = loaded(tmp_path / "model").generation_config
+    assert {key: getattr(found, key) for key in drawn} == drawn
+    assert found.top_p in (None, 1.0)
+    assert found.repetition_penalty in (None, 1.0)
+    assert found.min_p is None
+
+
 def test_an_exported_sft_policy_is_the_reference_of_a_dpo_run(places, tmp_path):
     """The adapter of SFT is merged: a reference without it would be the model before SFT."""
     train(tmp_path / "sft", places, "sft", "lora")

@@ -158,7 +158,9 @@ CASES = {
     "hf oasst reward model": [
         *[*runs.TINY, *HF, "data=oasst", "data.path={oasst}", "algorithm=reward_model", "algorithm.batch_size=8"],
     ],
-    "hf medical_zh": [*runs.TINY, *HF, "data=medical_zh", "data.path={jsonl}", "reward=none", "algorithm.batch_size=8"],
+    "hf medical_zh": [
+        *[*runs.TINY, *HF, "data=medical_zh", "data.path={chinese}", "reward=none", "algorithm.batch_size=8"],
+    ],
     "stories hh": [*runs.TINY, *STORIES, "data=hh", "data.path={some_hh}", "algorithm.batch_size=8"],
 }
 SLOW = {
@@ -187,7 +189,7 @@ def places(tmp_path_factory):
     for method in ("reward_model", "reward_model_kwise"):
         runs.run(root / method, *runs.TESTBED, *M[method])
     write_judged(root)
-    runs.run(root / "reward_model", *runs.TESTBED, *M["reward_model"])
+    write_chinese(root / "chinese.jsonl")
     with stub_server() as server:
         server.replies = some_answer
         yield places_on(root) | {"server": server.url}
@@ -204,6 +206,7 @@ def places_on(root):
     return {
         "hf": root / "llama",
         "jsonl": root / "pairs.jsonl",
+        "chinese": root / "chinese.jsonl",
         "kwise": root / "lists.jsonl",
         "rubric": root / "rubric.yaml",
         "hh": root / "dialogues.jsonl.gz",
@@ -260,6 +263,20 @@ def write_judged(root):
         (root / f"{name}.jsonl").write_text("".join(lines))
 
 
+def write_chinese(file):
+    """Questions to a doctor with a careful and a careless answer."""
+    complaints = ("头痛", "发热", "咳嗽", "失眠")
+    rows = [
+        {
+            "prompt": f"我{complaints[i % 4]}已经{i + 1}天了,应该怎么办?",
+            "chosen": "请多休息、多喝水。 如果三天后仍不好转,请到医院检查。",
+            "rejected": "没关系,不用管它。",
+        }
+        for i in range(40)
+    ]
+    file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+
+
 def write_hh(file):
     def dialogue(i, answer):
         return f"\n\nHuman: was it good {i}\n\nAssistant: the film\n\nHuman: and\n\nAssistant: {answer}"
@@ -286,7 +303,8 @@ def two_steps(overrides, places, folder):
 
 @pytest.mark.parametrize("case", runs.slow_but(CASES, list(M)))
 def test_two_steps_of_each_configuration(case, places, tmp_path):
-    needed = {"stories jsonl": [TINYSTORIES], "stories hh": [TINYSTORIES, HH]}.get(case, [])
+    reads_stories = f"model.path={TINYSTORIES}/stories260K.bin" in CASES[case]
+    needed = [TINYSTORIES] * reads_stories + [HH] * (case == "stories hh")
     for path in needed:
         if not path.exists():
             pytest.skip(f"{path} is not here")

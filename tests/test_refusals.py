@@ -45,6 +45,10 @@ REFUSED = [  # overrides, what the message says
     ([*LANGUAGE_MODEL, "model.prompt_tokens=0"], "model.prompt_tokens must be above 0"),
     ([*LANGUAGE_MODEL, "model.prompt_tokens=4", "model.lora.r=2"], "model.prompt_tokens and model.lora.r are two"),
     ([*LANGUAGE_MODEL, "model.lora.dora=true"], "model.lora.dora is set but model.lora.r is null"),
+    (
+        [*LANGUAGE_MODEL, "model.dtype=bfloat16", "model.lora.r=2", "model.lora.dora=true"],
+        "dora=true with model.dtype=",
+    ),
     ([*LANGUAGE_MODEL, "model.lora.r=2", "model.lora.rslora=yess"], "model.lora.rslora is true or false"),
     ([*LANGUAGE_MODEL, "model.prompt_tokens=4", "model.compute_dtype=bfloat16"], "compute_dtype is for full"),
     (

@@ -21,14 +21,11 @@ def verdict_sequences(tokenizer, longest: int | None, requests: list[str], words
     """[requests * words, T] rows of one request next to each other, the mask on the word. A word has no EOS: whatever
     the judge would say after it counts.
 
-    Raises ConfigError for words that the tokenizer cannot tell apart, and for a request with which the model would read
+    Raises ConfigError for words as `verdict_ids` does, and for a request with which the model would read
     more than `longest` tokens (null: it knows no limit): cut, it might lose the very question.
     """
     turns = [[{"role": "user", "content": request}] for request in requests]
-    said = [Answer(turns[0], word, False, f"the verdict '{word}'") for word in words]
-    ids, _ = encode_completion_batch(tokenizer, said, max_length=max(map(len, words)) + 1)
-    if len({tuple(row) for row in ids}) < len(words):
-        raise ConfigError(f"reward.rubric: the judge's tokenizer does not tell {', '.join(words)} apart.")
+    ids = verdict_ids(tokenizer, words)
     prompts = encode_prompt_batch(tokenizer, turns)
     most = max(map(len, prompts)) + max(map(len, ids))
     if longest is not None and most > longest:
@@ -37,3 +34,13 @@ def verdict_sequences(tokenizer, longest: int | None, requests: list[str], words
             "lower data.max_prompt_length or data.max_completion_length."
         )
     return pad_sequences([prompt for prompt in prompts for _ in words], ids * len(requests))
+
+
+def verdict_ids(tokenizer, words: tuple[str, ...]) -> list[list[int]]:
+    """Ids of each word as the answer to a user's turn. ConfigError where the tokenizer cannot tell them apart."""
+    said = [Answer([], word, False, f"the verdict '{word}'") for word in words]
+    longest = max(len(word.encode()) for word in words) + 1  # at most a token for each byte, and a blank before them
+    ids, _ = encode_completion_batch(tokenizer, said, max_length=longest)
+    if len({tuple(row) for row in ids}) < len(words):
+        raise ConfigError(f"reward.rubric: the judge's tokenizer does not tell {', '.join(words)} apart.")
+    return ids

@@ -55,6 +55,15 @@ class Evaluator:
         """None where the data hold no pairs: what is measured on pairs is left out then."""
         return None if self.data.test is None else self.data.test[: self.pairs].to(self.models.device)
 
+    def _groups(self) -> Tensor | None:
+        """[pairs] the number of each held-out pair's group: pairs of one prompt are no independent sample.
+        None where the prompts are all there are (testbed)."""
+        if self.exact is not None:
+            return None
+        number: dict[str | None, int] = {}
+        found = [number.setdefault(row.group, len(number)) for row in self.data.rows.test[: self.pairs]]
+        return torch.tensor(found, device=self.models.device)
+
     def _sampled(self, step: int, measured: Measured) -> tuple[dict[str, float], list[dict]]:
         m, all_prompts = self.models, self.exact is not None
         samples, compared = measured.samples, measured.compared
@@ -132,7 +141,7 @@ class Evaluator:
         chosen, rejected = measured.chosen, measured.rejected
         margins = (chosen - ref_chosen) - (rejected - ref_rejected)
         return {
-            **share_right("eval/accuracy", margins),
+            **share_right("eval/accuracy", margins, self._groups()),
             "eval/logps/chosen": float(chosen.double().mean()),
             "eval/logps/rejected": float(rejected.double().mean()),
         }
@@ -140,7 +149,7 @@ class Evaluator:
     def _reward_model(self, pairs: Pairs, measured: Measured | None) -> dict[str, float]:
         """`own_gold_corr` is `gold_corr` on the answers of a policy that is trained along."""
         model, chunk = self.models.reward_model, self.models.chunk
-        found = judge_pairs(model, pairs, chunk)
+        found = judge_pairs(model, pairs, chunk, self._groups())
         if self.models.gold is not None:
             samples, gold = self._reference_answers(self.test_prompts())
             scores = scored(model, samples.sequences, chunk)

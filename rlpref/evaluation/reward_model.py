@@ -16,13 +16,14 @@ from rlpref.types import Pairs, Sequences
 BINS = 10  # of the confidence in the answer with the higher score, from 1/2 to 1
 
 
-def judge_pairs(model: ScalarHead, pairs: Pairs, chunk: int) -> dict[str, float]:
+def judge_pairs(model: ScalarHead, pairs: Pairs, chunk: int, groups: Tensor | None) -> dict[str, float]:
     """Accuracy, calibration and length bias of the model on the pairs; names without their prefix. What is not defined
-    (a correlation with what does not vary, a bin without pairs) is left out."""
+    (a correlation with what does not vary, a bin without pairs) is left out. Pairs of one of the `groups` [B] hang
+    together; None: none do."""
     chosen, rejected = (scored(model, side, chunk) for side in (pairs.chosen, pairs.rejected))
     table = reliability(chosen - rejected)
-    found = pair_quality(chosen - rejected) | {"ece": expected_calibration_error(table)}
-    found |= length_bias(chosen, rejected, pairs.chosen.lengths, pairs.rejected.lengths)
+    found = pair_quality(chosen - rejected, groups) | {"ece": expected_calibration_error(table)}
+    found |= length_bias(chosen, rejected, pairs.chosen.lengths, pairs.rejected.lengths, groups)
     columns = ("pairs", "confidence", "accuracy")
     return found | {f"reliability_{row['bin']}/{name}": row[name] for row in table for name in columns}
 
@@ -32,14 +33,14 @@ def scored(model: ScalarHead, sequences: Sequences, chunk: int) -> Tensor:
     return in_chunks(lambda part: answer_scores(model, part), sequences, chunk)
 
 
-def pair_quality(margins: Tensor) -> dict[str, float]:
+def pair_quality(margins: Tensor, groups: Tensor | None = None) -> dict[str, float]:
     """Of margins [B] chosen - rejected, with p = sigmoid(margin) the chance given to the label: accuracy (a tie is half
-    right), negative log-likelihood in nats, Brier score (1 - p)^2; each with its standard error."""
+    right), negative log-likelihood in nats, Brier score (1 - p)^2; each with its standard error (estimates.with_se)."""
     margins = margins.double()
     return (
-        share_right("accuracy", margins)
-        | with_se("nll", -logsigmoid(margins))
-        | with_se("brier", (1 - margins.sigmoid()) ** 2)
+        share_right("accuracy", margins, groups)
+        | with_se("nll", -logsigmoid(margins), groups)
+        | with_se("brier", (1 - margins.sigmoid()) ** 2, groups)
     )
 
 
@@ -64,7 +65,9 @@ def expected_calibration_error(table: list[dict[str, float]]) -> float:
     return sum(row["pairs"] * abs(row["accuracy"] - row["confidence"]) for row in table) / total
 
 
-def length_bias(chosen: Tensor, rejected: Tensor, chosen_length: Tensor, rejected_length: Tensor) -> dict[str, float]:
+def length_bias(
+    chosen: Tensor, rejected: Tensor, chosen_length: Tensor, rejected_length: Tensor, groups: Tensor | None = None
+) -> dict[str, float]:
     """Of scores and lengths [B] in tokens: `length_corr`, Spearman's correlation of score and length over all answers;
     and over the pairs of unequal lengths `prefers_longer`, how often the longer one has the higher score, beside
     `longer_wins`, how often it is the chosen one: the accuracy of preferring length."""
@@ -74,8 +77,9 @@ def length_bias(chosen: Tensor, rejected: Tensor, chosen_length: Tensor, rejecte
     unequal = longer != 0
     found = {"length_corr": correlation} if correlation == correlation else {}
     if unequal.any():
-        found |= share_right("prefers_longer", ((chosen - rejected) * longer)[unequal])
-        found |= share_right("longer_wins", longer[unequal])
+        groups = None if groups is None else groups[unequal]
+        found |= share_right("prefers_longer", ((chosen - rejected) * longer)[unequal], groups)
+        found |= share_right("longer_wins", longer[unequal], groups)
     return found
 
 

@@ -29,12 +29,16 @@ def add_virtual_tokens(policy: nn.Module, count: int) -> nn.Module:
     finds no word embedding of the model's."""
     from peft import PromptTuningConfig, get_peft_model  # Seconds to import; only adapters need it.
 
-    config = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=count, prompt_tuning_init="SAMPLE_VOCAB")
-    adapted = get_peft_model(policy, config)
     words = policy.get_input_embeddings()
+    drawn = torch.randint(words.num_embeddings, (count,)).to(words.weight.device)
+    config = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=count, prompt_tuning_init="RANDOM")
+    adapted = get_peft_model(policy, config)
     if adapted.word_embeddings is not words:
         raise ConfigError(f"model.prompt_tokens: peft finds no word embedding in {type(policy).__name__}.")
-    policy.set_input_embeddings(VirtualTokens(words, adapted.prompt_encoder["default"]))
+    virtual = adapted.prompt_encoder["default"]
+    with torch.no_grad():  # written here: not every peft knows how to start so
+        virtual.embedding.weight.copy_(words(drawn))
+    policy.set_input_embeddings(VirtualTokens(words, virtual))
     for name, parameter in adapted.named_parameters():
         parameter.requires_grad_(is_adapter_weight(name))
     return adapted

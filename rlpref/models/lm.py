@@ -99,7 +99,8 @@ def finish(
 def check_precision(
     dtype: str, attn_implementation: str, lora: Mapping[str, Any] | None, prompt_tokens: int | None = None
 ) -> None:
-    """Raises ConfigError for an unknown dtype or attention, for training bfloat16 parameters, and for two adapters."""
+    """Raises ConfigError for an unknown dtype or attention, for training bfloat16 parameters, for two adapters, and for
+    DoRA on bfloat16 weights: divided by their norm and multiplied with it again, they are not what they were."""
     trained = choose(DTYPES, dtype, "model.dtype")
     if attn_implementation not in ATTENTION:
         raise ConfigError(
@@ -110,6 +111,11 @@ def check_precision(
     if prompt_tokens and wants_adapter(lora):
         raise ConfigError("model.prompt_tokens and model.lora.r are two adapters: set one of them to null.")
     refuse_trained_bfloat16(trained, wants_adapter(lora) or prompt_tokens is not None)
+    if trained == torch.bfloat16 and (lora or {}).get("dora"):
+        raise ConfigError(
+            "model.lora.dora=true with model.dtype=bfloat16: in its rounding the policy would not start at the model"
+            " under the adapter. Set model.dtype=float32, or model.lora.dora=false."
+        )
 
 
 def adapts(model: Mapping[str, Any]) -> bool:

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from rlpref.evaluation.estimates import distinct_n, mean_and_se, wins
+from rlpref.evaluation.estimates import distinct_n, grouped_se, mean_and_se, share_right, wins, with_se
 
 
 def test_standard_errors_by_hand():
@@ -32,6 +32,37 @@ def test_the_standard_error_is_the_spread_of_the_mean(all_prompts):
         errors.append(se**2)
     spread, claimed = torch.tensor(means).std().item(), torch.tensor(errors).mean().sqrt().item()
     assert claimed == pytest.approx(spread, rel=0.1)
+
+
+def test_groups_of_one_are_independent_values():
+    values = torch.randn(50, generator=torch.Generator().manual_seed(0)).double() + 3
+    one_each = torch.randperm(50) + 7
+    expected = with_se("x", values)
+    assert with_se("x", values, one_each)["x"] == expected["x"]
+    assert with_se("x", values, one_each)["x_se"] == pytest.approx(expected["x_se"], abs=1e-12, rel=1e-12)
+
+
+def test_a_grouped_standard_error_by_hand():
+    # mean 3, sums of differences: -2 - 1 = -3 in one group, 0 and 3 in the two others: sqrt(3/2 (9 + 0 + 9)) / 4
+    values, groups = torch.tensor([1.0, 3.0, 2.0, 6.0]), torch.tensor([5, 0, 5, 9])
+    assert grouped_se(values, groups) == pytest.approx(27**0.5 / 4)
+    assert grouped_se(values, torch.zeros(4).long()) == 0
+    assert grouped_se(values.repeat(3), groups.repeat(3)) == pytest.approx(27**0.5 / 4)  # copies say nothing new
+    right = {"accuracy": 0.625, "accuracy_se": grouped_se(torch.tensor([0, 0.5, 1, 1]), groups)}
+    assert share_right("accuracy", torch.tensor([-1.0, 0.0, 2.0, 3.0]), groups) == pytest.approx(right)
+
+
+def test_the_grouped_standard_error_is_that_of_a_bootstrap_over_groups():
+    generator = torch.Generator().manual_seed(0)
+    sizes = torch.randint(1, 8, (300,), generator=generator)
+    groups = torch.arange(300).repeat_interleave(sizes)
+    effect = torch.randn(300, generator=generator).double()
+    values = effect[groups] + torch.randn(len(groups), generator=generator)
+    sums = torch.zeros(300).double().index_add(0, groups, values)
+    drawn = torch.randint(300, (4000, 300), generator=generator)
+    bootstrap = (sums[drawn].sum(1) / sizes[drawn].sum(1)).std().item()
+    assert grouped_se(values, groups) == pytest.approx(bootstrap, rel=0.05)
+    assert with_se("x", values)["x_se"] < 0.75 * bootstrap  # as if pairs of one prompt were independent
 
 
 def test_win_rates_and_ties_by_hand():

@@ -1,9 +1,12 @@
 import pytest
 import torch
 
+from rlpref.evaluation.estimates import grouped_se
 from rlpref.evaluation.evaluator import Evaluator
 from rlpref.evaluation.exact import make_exact
+from rlpref.evaluation.reward_model import scored
 from rlpref.models.heads import scalar_model
+from rlpref.ops.logps import token_logps
 from rlpref.testbed import exact
 from rlpref.testbed.task import make_testbed
 
@@ -179,6 +182,37 @@ def test_a_reward_model_is_judged_on_the_answers_of_the_policy_that_is_trained_w
     found = evaluator(0)[0]
     assert found["eval/reward_model/own_gold_corr"] == pytest.approx(1)
     assert found["eval/reward_model/gold_corr"] < 0.9
+
+
+@pytest.mark.parametrize("solved", [True, False])
+def test_pairs_of_one_prompt_are_one_group_but_on_the_testbed(build, case, solved):
+    """Every measure of pairs has the standard error between prompts; where these are all there are, between pairs."""
+    evaluator, models = build(case, trains=("policy", "reward_model"), enumerate=solved, k=4, pairs=90)
+    models.policy.set_conditionals(case.ref + torch.randn(case.ref.shape, generator=torch.Generator().manual_seed(1)))
+    models.reward_model = scalar_model(models.policy, None, torch.Generator().manual_seed(0)).requires_grad_(False)
+    row, pairs = evaluator(0)[0], evaluator.test_pairs()
+    groups = pairs.chosen.ids[:, 0]  # the token of the prompt
+    assert len(groups.unique()) == 3
+
+    def expected(values, groups):
+        return grouped_se(values.double(), torch.arange(len(values)) if solved else groups)
+
+    def right(margins):
+        return (margins > 0) + 0.5 * (margins == 0)
+
+    chosen, rejected = (scored(models.reward_model, side, 512) for side in (pairs.chosen, pairs.rejected))
+    margins, longer = (chosen - rejected).double(), (pairs.chosen.lengths - pairs.rejected.lengths).sign()
+    values = {"accuracy": right(margins), "nll": -margins.sigmoid().log()}
+    values["brier"] = (1 - margins.sigmoid()) ** 2
+    for name, each in values.items():
+        assert row[f"eval/reward_model/{name}_se"] == pytest.approx(expected(each, groups), rel=1e-6)
+    wins = (longer > 0)[longer != 0]
+    assert row["eval/reward_model/longer_wins_se"] == pytest.approx(expected(wins, groups[longer != 0]), rel=1e-6)
+    chosen, rejected = (
+        (token_logps(models.policy, side)[0] - token_logps(models.initial.model, side)[0]).sum(1)
+        for side in (pairs.chosen, pairs.rejected)
+    )
+    assert row["eval/accuracy_se"] == pytest.approx(expected(right(chosen - rejected), groups), rel=1e-6)
 
 
 def test_the_evaluator_knows_where_the_pairs_come_from(build, case, random_policy):

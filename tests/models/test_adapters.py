@@ -115,6 +115,25 @@ def test_the_adapter_alone_trains(random_llama, kind):
         assert (parameter.grad is not None and bool(parameter.grad.any())) == is_adapter_weight(name), name
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_virtual_tokens_start_as_drawn_words_whatever_peft_starts_them_as(random_llama, dtype, monkeypatch):
+    from peft.tuners.prompt_tuning import PromptEmbedding
+
+    start = PromptEmbedding.__init__
+
+    def other(self, *args, **settings):
+        start(self, *args, **settings)
+        torch.nn.init.normal_(self.embedding.weight)
+
+    monkeypatch.setattr(PromptEmbedding, "__init__", other)
+    base = random_llama(dtype=dtype)
+    words = base.get_input_embeddings().weight.detach().float()
+    (vectors,) = trainable(adapted(base, "prompt", trained=False)).values()
+    torch.manual_seed(3)
+    assert vectors.dtype == torch.float32
+    assert torch.equal(vectors, words[torch.randint(len(words), (TOKENS,))])
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_reference_is_the_policy_at_the_start_and_stays(random_llama, kind):
     model = adapted(random_llama(dtype=torch.float32), kind, trained=False)

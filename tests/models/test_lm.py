@@ -139,6 +139,12 @@ def test_no_end_of_sequence_anywhere_is_refused(tmp_path):
         ("float32", "flash", None, "sdpa, eager"),
         ("bfloat16", "sdpa", None, "without LoRA"),
         ("bfloat16", "sdpa", {"r": None}, "without LoRA"),
+        (
+            "bfloat16",
+            "sdpa",
+            LORA | {"dora": True},
+            "dora=true with model.dtype=bfloat16.*dtype=float32, or .*dora=false",
+        ),
         ("float32", "sdpa", {"rank": 2}, "'rank'.*It takes: r, alpha"),
         ("float32", "sdpa", {"r": None, "alpha": 4}, "alpha is set but model.lora.r is null"),
         ("float32", "sdpa", {"r": None, "target_modules": "all-linear"}, "target_modules is set"),

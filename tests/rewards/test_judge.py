@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
@@ -171,6 +171,20 @@ def small_vocabulary():
 def test_words_that_look_alike_to_the_tokenizer_are_refused(tokenizer):
     with pytest.raises(ConfigError, match=r"does not tell Yes, No apart"):
         verdict_sequences(tokenizer, None, ["P"], ("Yes", "No"))
+
+
+@pytest.mark.parametrize("blank", [True, False])
+def test_words_of_several_bytes_are_read_whole(blank):
+    """A byte-level vocabulary without merges: each of these words is three tokens, and their first bytes are equal."""
+    ids = {letter: i for i, letter in enumerate(["<eos>", *sorted(pre_tokenizers.ByteLevel.alphabet())])}
+    spelled = Tokenizer(models.BPE(ids, merges=[]))
+    spelled.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=blank)
+    spelled.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=spelled, eos_token="<eos>")
+    words = ("好", "坏")
+    rows = verdict_sequences(tokenizer, None, ["?"], words)
+    said = [tokenizer.decode(row[own]) for row, own in zip(rows.ids, rows.mask)]
+    assert said == [" 好", " 坏"]
 
 
 def test_a_request_longer_than_the_model_reads_is_refused(tokenizer):

@@ -94,6 +94,16 @@ def test_a_setting_without_use_is_refused(message):
     assert message in str(refused.value)
 
 
+@pytest.mark.parametrize("kind", ["initial", "policy", "own"])
+def test_words_that_the_judge_cannot_tell_apart_are_refused_before_the_first_round(settings, tmp_path, kind):
+    alike = QUESTIONS["pointwise"] | {"verdicts": {"good": "splendid", "bad": "dreadful"}}  # both unknown to it
+    (tmp_path / "rubric.yaml").write_text(yaml.safe_dump({"pointwise": alike}))
+    judge = own(tmp_path) if kind == "own" else [f"reward.model.kind={kind}"]
+    config, keys = runs.compose(*settings, *judge, "algorithm=rejection", *ROUNDS)
+    with pytest.raises(ConfigError, match=r"reward\.rubric.*does not tell splendid, dreadful apart"):
+        build(config, check(config, keys))
+
+
 def test_pairs_are_compared_by_a_preference(settings, tmp_path):
     choice = ["reward.mode=pairwise", "reward.order_conflict=mean", "algorithm=dpo", *own(tmp_path)]
     config, keys = runs.compose(*settings, *choice)
