@@ -88,7 +88,7 @@ def learned(path: Path, text_key: str, label_key: str, toxic: list[str], l2: flo
     """A linear model of a .jsonl(.gz) file of labelled texts; prints how it does on a fifth that it did not see."""
     rows = [(row, at) for row, at in read_rows(path)]
     texts = np.array([_key(row, text_key, at) for row, at in rows], dtype=object)
-    labels = np.array([str(_key(row, label_key, at)) in toxic for row, at in rows])
+    labels = np.array([_written(_key(row, label_key, at)) in toxic for row, at in rows])
     if labels.all() or not labels.any():
         raise SystemExit(f"{path}: all or none of the labels are toxic; --toxic takes values of '{label_key}'.")
     order = np.random.default_rng(seed).permutation(len(rows))
@@ -104,10 +104,19 @@ def read_rows(path: Path) -> list[tuple[dict, str]]:
     """The objects of a .jsonl or .jsonl.gz file with their places."""
     with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
         lines = [(line, f"{path}:{number}") for number, line in enumerate(file, start=1) if line.strip()]
+    return [(_parsed(line, place), place) for line, place in lines]
+
+
+def _parsed(line: str, place: str) -> dict:
     try:
-        return [(json.loads(line), place) for line, place in lines]
+        return json.loads(line)
     except ValueError as error:
-        raise SystemExit(f"{path} is not one JSON object a line: {error}") from error
+        raise SystemExit(f"{place}: the line is no JSON ({error}); write one object a line.") from error
+
+
+def _written(label) -> str:
+    """A label as one writes it on the command line: texts without quotes, the rest as in JSON."""
+    return label if isinstance(label, str) else json.dumps(label)
 
 
 def _key(row: dict, key: str, place: str):
