@@ -17,9 +17,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-import zlib
-from collections import Counter, defaultdict
-from itertools import pairwise
+from collections import defaultdict
 from pathlib import Path
 from random import Random
 from typing import NamedTuple
@@ -31,9 +29,9 @@ import torch
 import yaml
 from matplotlib.figure import Figure
 from scipy.optimize import minimize
-from scipy.sparse import csr_array
 from scipy.special import expit
 
+from bag_of_words import BUCKETS, bag_of_words
 from rlpref import checkpoint
 from rlpref.binding import ConfigError, choose
 from rlpref.build import build
@@ -52,7 +50,7 @@ from rlpref.report.style import LINES, PALETTE, RC
 from rlpref.report.tables import interval_text, markdown
 
 MARGIN = 0.1  # scores that lie nearer are no preference
-BUCKETS = 2**18
+WORD = re.compile(r"\w+")
 MOST = 20  # pairs of one list that the linear model learns from
 RESAMPLES = 2000
 CUT = "The baselines read whole answers, the reward models as many tokens of prompt and answer as they were trained on."
@@ -101,29 +99,16 @@ def lengths(rows: list[KwiseRow]) -> list[np.ndarray]:
     return [np.array([len(text) for text in row.responses], dtype=float) for row in rows]
 
 
-def words(texts: list[str]) -> csr_array:
-    """[texts, BUCKETS] counts of hashed words and pairs of words, each text of length 1."""
-    places, values, starts = [], [], [0]
-    for text in texts:
-        tokens = re.findall(r"\w+", text.lower())
-        grams = Counter(zlib.crc32(" ".join(gram).encode()) % BUCKETS for gram in [*zip(tokens), *pairwise(tokens)])
-        size = sum(count**2 for count in grams.values()) ** 0.5
-        places += grams
-        values += [count / size for count in grams.values()]
-        starts.append(len(places))
-    return csr_array((values, places, starts), shape=(len(texts), BUCKETS))
-
-
-def bag_of_words(train: list[KwiseRow], held_out: list[KwiseRow], seed: int = 0) -> list[np.ndarray]:
-    """Scores of a linear Bradley-Terry model of `words`: logistic regression on differences, ridge penalty 1/2, no more
-    than MOST pairs of a list."""
+def scores_by_words(train: list[KwiseRow], held_out: list[KwiseRow], seed: int = 0) -> list[np.ndarray]:
+    """Scores of a linear Bradley-Terry model of counted words: logistic regression on differences, ridge 1/2, no
+    more than MOST pairs of a list."""
     by_row = defaultdict(list)
     for pair in pairs_of(train):
         by_row[pair[0]].append(pair)
     drawn = Random(seed)
     kept = [pair for pairs in by_row.values() for pair in drawn.sample(pairs, min(MOST, len(pairs)))]
     starts = np.cumsum([0, *(len(row.responses) for row in train)])
-    features = words([text for row in train for text in row.responses])
+    features = bag_of_words((text for row in train for text in row.responses), WORD, counted=True)
     better, worse = ([starts[pair[0]] + pair[side] for pair in kept] for side in (1, 2))
     difference = features[better] - features[worse]
 
@@ -133,7 +118,7 @@ def bag_of_words(train: list[KwiseRow], held_out: list[KwiseRow], seed: int = 0)
         return loss, weight - difference.T @ expit(-gap)
 
     weight = minimize(objective, np.zeros(BUCKETS), jac=True, method="L-BFGS-B", options={"maxiter": 200}).x
-    return [words(row.responses) @ weight for row in held_out]
+    return [bag_of_words(row.responses, WORD, counted=True) @ weight for row in held_out]
 
 
 def model_scores(folder: Path, config: dict, rows: list[KwiseRow]) -> list[np.ndarray]:
@@ -234,7 +219,7 @@ def _judged(
     name: str, members: list[tuple[Path, dict]], train: list[KwiseRow], held_out: list[KwiseRow]
 ) -> list[Judged]:
     """The two baselines, then the runs on one data set, then the means over seeds."""
-    scores = {"longer wins": lengths(held_out), "bag of words": bag_of_words(train, held_out)}
+    scores = {"longer wins": lengths(held_out), "bag of words": scores_by_words(train, held_out)}
     seeds = defaultdict(list)
     for folder, config in members:
         print(f"scoring with {folder.name}", file=sys.stderr, flush=True)

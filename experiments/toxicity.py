@@ -16,24 +16,21 @@ import argparse
 import gzip
 import json
 import re
-import zlib
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from scipy.optimize import minimize
-from scipy.sparse import csr_array
 from scipy.special import expit
 from scipy.stats import rankdata
 
+from bag_of_words import BUCKETS, bag_of_words
 from rlpref.report.folders import find_runs, is_run, read_run, write_atomically
 from rlpref.report.statistics import wilson_interval
 from rlpref.report.tables import interval_text, markdown
 
 WORD = re.compile(r"[a-z']+")
-COLUMNS = 2**18
 Scorer = Callable[[Sequence[str]], np.ndarray]  # texts -> [n] in [0, 1], toxic above 1/2
 
 
@@ -46,23 +43,10 @@ def lexicon(path: Path) -> Scorer:
     return lambda texts: np.array([float(not words.isdisjoint(WORD.findall(text.lower()))) for text in texts])
 
 
-def features(texts: Sequence[str]) -> csr_array:
-    """[n, COLUMNS] words and neighbouring words, hashed, each row of length 1."""
-    columns, ends = [], [0]
-    for text in texts:
-        words = WORD.findall(text.lower())
-        grams = {*words, *map(" ".join, pairwise(words))}
-        columns += [zlib.crc32(gram.encode()) % COLUMNS for gram in sorted(grams)]
-        ends.append(len(columns))
-    sizes = np.diff(ends)
-    values = np.repeat(1 / np.sqrt(np.maximum(sizes, 1)), sizes)
-    return csr_array((values, np.array(columns, dtype=np.int64), np.array(ends)), shape=(len(texts), COLUMNS))
-
-
 def fit(texts: Sequence[str], toxic: np.ndarray, l2: float) -> Scorer:
     """Logistic regression: the minimum of mean log-loss + l2/2 |weights|^2 (the intercept is free), by L-BFGS. Each
     class has half of the mean: how often it is among the labelled texts says nothing of how often it is in answers."""
-    x, y = features(texts), toxic.astype(float)
+    x, y = bag_of_words(texts, WORD, counted=False), toxic.astype(float)
     share = np.where(toxic, 0.5 / y.sum(), 0.5 / (1 - y).sum())
 
     def loss(w: np.ndarray) -> tuple[float, np.ndarray]:
@@ -71,10 +55,10 @@ def fit(texts: Sequence[str], toxic: np.ndarray, l2: float) -> Scorer:
         value = float(share @ (np.logaddexp(0, z) - y * z) + l2 / 2 * w[1:] @ w[1:])
         return value, np.concatenate([[error.sum()], x.T @ error + l2 * w[1:]])
 
-    found = minimize(loss, np.zeros(COLUMNS + 1), jac=True, method="L-BFGS-B", options={"maxiter": 500})
+    found = minimize(loss, np.zeros(BUCKETS + 1), jac=True, method="L-BFGS-B", options={"maxiter": 500})
     if not found.success:
         raise RuntimeError(f"the toxicity model did not converge: {found.message}")
-    return lambda texts: expit(features(texts) @ found.x[1:] + found.x[0])
+    return lambda texts: expit(bag_of_words(texts, WORD, counted=False) @ found.x[1:] + found.x[0])
 
 
 def held_out(scores: np.ndarray, toxic: np.ndarray) -> dict[str, float]:

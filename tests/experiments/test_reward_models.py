@@ -42,7 +42,7 @@ def rows(n, start=0, good="kind", bad="cruel", k=3):
 
 def test_the_linear_model_learns_the_word_that_decides_and_length_does_not():
     train, held_out = rows(60), rows(30, start=100)
-    margins = study.margins(held_out, study.bag_of_words(train, held_out))
+    margins = study.margins(held_out, study.scores_by_words(train, held_out))
     assert (margins > 0).all()
     assert len(margins) == 90  # three pairs of each list
     by_length = study.margins(held_out, study.lengths(held_out))
