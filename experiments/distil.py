@@ -4,10 +4,10 @@
     rlpref algorithm=sft model=stories260k ... data=jsonl data.path=best.jsonl data.gold=vader reward=none
 
 draws k answers of the run's trained policy to each prompt that it learned from, scores them with the reward that it was
-trained on (without one, the gold reward), and writes for each prompt {prompt, chosen, rejected, chosen_score,
-rejected_score}: the highest score and the lowest, so that SFT learns from the former, and any pair loss from both.
-Prompts whose answers all score alike are left out and counted. Llama 2 (Touvron et al. 2023, 2307.09288, section 3.2.3)
-hands the largest model's samples to the smaller ones so.
+trained on (without one, the gold reward), and writes for each prompt {prompt, chosen, rejected} with the score of both
+and whether they are finished (not cut by the teacher's budget): the highest score and the lowest, so that SFT learns
+from the former, and any pair loss from both. Prompts whose answers all score alike are left out and counted.
+Llama 2 (Touvron et al. 2023, 2307.09288, section 3.2.3) hands the largest model's samples to the smaller ones so.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from rlpref import checkpoint
 from rlpref.build import Parts, build
 from rlpref.check import check
 from rlpref.check_rewards import trained_weights
-from rlpref.data.preferences import unique_prompts
 from rlpref.logging.folder import write_atomically
 from rlpref.process import prepare_process
 from rlpref.rewards.scorer import completion_texts
+from rlpref.rollout.sampler import ends_with_eos
 
 
 def teacher(run: Path) -> Parts:
@@ -40,7 +40,7 @@ def teacher(run: Path) -> Parts:
 
 def best_and_worst(parts: Parts, k: int, seed: int) -> list[dict]:
     """A row for each prompt whose k answers do not all score alike."""
-    m, prompts = parts.models, unique_prompts(parts.data.rows.train)
+    m = parts.models
     generators = [torch.Generator(m.device).manual_seed(seed)]
     tokens = parts.data.prompts.to(m.device)
     drawn = m.engine.sample(m.policy, tokens, k, m.max_new_tokens, m.temperature, m.eos_token_id, generators)
@@ -48,14 +48,16 @@ def best_and_worst(parts: Parts, k: int, seed: int) -> list[dict]:
     if scorer is None:
         raise SystemExit("the run has neither a reward nor a gold scorer: nothing says which answers are best")
     scores = scorer(drawn.sequences).view(-1, k)
-    texts = completion_texts(m.tokenizer, drawn.sequences)
+    texts, finished = completion_texts(m.tokenizer, drawn.sequences), ends_with_eos(drawn.sequences, m.eos_token_id)
     best, worst = scores.argmax(1).tolist(), scores.argmin(1).tolist()
     rows = []
-    for i, (prompt, high, low) in enumerate(zip(prompts, best, worst)):
+    for i, (prompt, high, low) in enumerate(zip(parts.data.prompt_texts, best, worst, strict=True)):
         if scores[i, high] > scores[i, low] and texts[i * k + high].strip() and texts[i * k + low].strip():
-            chosen, rejected = ({"text": texts[i * k + j], "score": float(scores[i, j])} for j in (high, low))
-            row = {"prompt": prompt, "chosen": chosen["text"], "rejected": rejected["text"]}
-            rows.append(row | {"chosen_score": chosen["score"], "rejected_score": rejected["score"]})
+            row = {"prompt": prompt}
+            for side, j in (("chosen", high), ("rejected", low)):
+                row |= {side: texts[i * k + j], f"{side}_score": float(scores[i, j])}
+                row[f"{side}_finished"] = bool(finished[i * k + j])
+            rows.append(row)
     return rows
 
 

@@ -3,15 +3,17 @@
     python experiments/family.py model.path=<stories260K.bin> model.tokenizer_path=<tok512.bin>
     python experiments/family.py model=smollm2_135m --out runs/family_smollm2
 
-Any further `key=value` goes to every run. Each method tries the learning rates of GRID on a seed and a split of the
-data of their own; the one with the largest reward - beta KL on held-out prompts there trains with seeds 0, 1, 2. What
-is done is not done again: the same command goes on. Writes family.csv, family.md, tuning.csv and family.png into
-<out>/report.
+Any further `key=value` goes to every run. Each method tries the learning rates of GRID on another seed and another
+split of the same openings (so some prompts are held out in both); the one with the largest reward - beta KL on
+held-out prompts there trains with seeds 0, 1, 2. What is done is not done again: the same command goes on. Writes
+family.csv, family.md, tuning.csv and family.png into <out>/report; methods and seeds without a result stand in the
+column `failed`.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -48,22 +50,32 @@ def objective(runs: pd.DataFrame) -> pd.Series:
     return runs["eval/reward"] - runs["beta"] * runs["eval/kl"]
 
 
+def finished(sweep: Sweep) -> pd.DataFrame:
+    """The runs that ended with a finite `objective`, which is added."""
+    runs = sweep.done.assign(objective=objective(sweep.done))
+    return runs[runs["objective"].abs() < math.inf]
+
+
 def chosen(tuning: Sweep) -> pd.DataFrame:
     """One row per method: the learning rate with the largest objective, and whether it is an end of the grid.
 
-    A method of which no run ended has no row."""
-    runs = tuning.done.assign(objective=objective(tuning.done))
+    A method of which no run ended with a finite objective has no row."""
+    runs = finished(tuning)
     best = runs.loc[runs.groupby("method", sort=False)["objective"].idxmax()]
     at_end = best["optimizer.lr"].isin((min(GRID), max(GRID)))
     return best.assign(at_end=at_end)[["method", "optimizer.lr", "objective", "at_end"]]
 
 
-def family(sweep: Sweep, rates: pd.DataFrame) -> pd.DataFrame:
-    """One row per method, best objective first: its mean over seeds with 95% intervals, and what was spent."""
-    rows = []
-    for method, runs in sweep.done.assign(objective=objective(sweep.done)).groupby("method", sort=False):
-        rate = float(rates.loc[rates["method"] == method, "optimizer.lr"].iloc[0])
-        row = {"method": method, "lr": rate, "seeds": len(runs)}
+def family(sweep: Sweep, rates: pd.DataFrame, methods: list[str]) -> pd.DataFrame:
+    """One row per method, best objective first: its mean over seeds with 95% intervals, and what was spent. `failed`
+    names the seeds without a result, or 'tuning' where that gave no learning rate; `seeds` are those with one."""
+    rows, tuned, done = [], rates.set_index("method")["optimizer.lr"], finished(sweep)
+    asked = {*sweep.runs["seed"].dropna(), *sweep.missing["seed"]}
+    for method in methods:
+        runs = done[done["method"] == method]
+        lost = ", ".join(f"seed {seed}" for seed in sorted(asked - {*runs["seed"]}))
+        row = {"method": method, "lr": tuned.get(method, math.nan), "seeds": len(runs)}
+        row["failed"] = lost if method in tuned else "tuning"
         for name, key in {"reward - beta KL": "objective", **MEASURES}.items():
             found = mean_interval(runs[key])
             row |= {name: found.mean, f"{name}_low": found.low, f"{name}_high": found.high}
@@ -98,13 +110,13 @@ def train(folder: Path, methods: list[str], overrides: list[str]) -> list[Path]:
     return folders
 
 
-def write(out: Path, sweep: Sweep, rates: pd.DataFrame) -> pd.DataFrame:
+def write(out: Path, sweep: Sweep, rates: pd.DataFrame, methods: list[str]) -> pd.DataFrame:
     """Writes <out>/report; returns the table."""
-    table, folder = family(sweep, rates), out / "report"
+    table, folder = family(sweep, rates, methods), out / "report"
     write_atomically(folder / "tuning.csv", rates.to_csv(index=False))
     write_atomically(folder / "family.csv", table.to_csv(index=False))
     write_atomically(folder / "family.md", markdown(readable(table)))
-    save(family_figure(sweep, f"{len(table)} methods, as many labels each"), folder, "family")
+    save(family_figure(sweep, f"{(table['seeds'] > 0).sum()} methods, as many labels each"), folder, "family")
     return table
 
 
@@ -123,9 +135,14 @@ def main() -> None:
     methods = (arguments.methods or _of_the_study()).split(",")
     tuned = train(out / "tuning", methods, [f"optimizer.lr={','.join(map(str, GRID))}", *TUNING, *overrides])
     rates, finals = chosen(load(*tuned)), []
+    if rates.empty:
+        raise SystemExit(f"no tuning run has a result: status.json of the runs under {out / 'tuning'} says why.")
     for rate, members in rates.groupby("optimizer.lr"):
         finals += train(out / f"lr-{rate:g}", list(members["method"]), [f"optimizer.lr={rate}", *overrides])
-    print(markdown(readable(write(out, load(*finals), rates))), end="")
+    table = write(out, load(*finals), rates, methods)
+    print(markdown(readable(table)), end="")
+    for row in table[table["failed"] != ""].itertuples():
+        print(f"no result of {row.method}: {row.failed}", file=sys.stderr)
 
 
 if __name__ == "__main__":

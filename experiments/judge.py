@@ -2,9 +2,9 @@
 
     python experiments/judge.py DATA.jsonl.gz --kind kwise --score-key rank --lowest-best --judge smollm2_135m
 
-One pair of each prompt; of those whose request is at most `--longest` tokens `--pairs` at random. Each is judged in
-both orders (pairwise) or each answer alone (pointwise). Writes judge.csv, a row for each pair, and judge.md, shares
-with Wilson's 95% intervals.
+One pair of each conversation (the prompts of one opening, or of one `group` where the rows name it); of those whose
+request is at most `--longest` tokens `--pairs` at random. Each is judged in both orders (pairwise) or each answer alone
+(pointwise). Writes judge.csv, a row for each pair, and judge.md, shares with Wilson's 95% intervals.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from rlpref.data.formats import dialogue_text, record_format
 from rlpref.data.pairing import PAIRS_BY, form_pairs
 from rlpref.data.reader import read_jsonl
 from rlpref.data.requests import make_reader
-from rlpref.data.rows import Row, prompt_key
+from rlpref.data.rows import Row
 from rlpref.data.tokenise import encode_prompt_batch
 from rlpref.logging.folder import write_atomically
 from rlpref.models.language_models import named_model
@@ -33,7 +33,8 @@ from rlpref.rewards.rubric import BLANKS, Question, read_question
 
 
 def read_pairs(options: argparse.Namespace) -> tuple[list[Row], int]:
-    """One pair of each prompt, in random order, and the number of bad rows that were left out."""
+    """One pair of each group, since prompts of one conversation are not independent, in random order, and the number
+    of bad rows that were left out."""
     to_row = record_format(options.kind, options.score_key)
     if options.lowest_best and options.score_key is None:
         raise SystemExit("--lowest-best turns the scores under --score-key around: name them.")
@@ -42,7 +43,7 @@ def read_pairs(options: argparse.Namespace) -> tuple[list[Row], int]:
     if options.kind == "kwise":
         rows, _ = form_pairs(rows, options.pairs_by, None, options.seed)
     Random(options.seed).shuffle(rows)
-    return list({prompt_key(row.prompt): row for row in reversed(rows)}.values())[::-1], bad
+    return list({row.group: row for row in reversed(rows)}.values())[::-1], bad
 
 
 def _negated(key: str, record: dict) -> dict:
@@ -116,7 +117,7 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
         }
     shares |= {
         "agreement of 'longer wins'": longer,
-        "judge prefers the longer answer": (agrees == longer)[longer != 0.5].astype(float),
+        "judge prefers the longer answer": (1 - (agrees - longer).abs())[longer != 0.5],
         "agreement where the chosen answer is longer": agrees[longer == 1],
         "agreement where the chosen answer is shorter": agrees[longer == 0],
     }
@@ -163,9 +164,9 @@ def main(arguments: list[str] | None = None) -> pd.DataFrame:
     table = measure(rows, judge)
     shares = summary(table)
     said = (
-        f"{options.judge}, {options.rubric}, {options.mode}: {len(rows)} of {len(short)} prompts whose request is at "
+        f"{options.judge}, {options.rubric}, {options.mode}: {len(rows)} of {len(short)} conversations whose request "
     )
-    said += f"most {options.longest} tokens, of {len(everything)} in {options.data.name}"
+    said += f"is at most {options.longest} tokens, of {len(everything)} in {options.data.name}"
     said += f" ({bad} bad rows left out)" if bad else ""
     write_atomically(options.out / "judge.csv", table.to_csv(index=False))
     write_atomically(options.out / "judge.md", page(shares, said))

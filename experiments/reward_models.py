@@ -8,7 +8,8 @@
 The first two train, a sweep each; model=stories260k, seeds and lengths are for the command line. The last scores every
 held-out answer with each run's last checkpoint (a run that was stopped is judged at the last one it has) and writes
 reward_models.csv, reward_models.md, reliability.csv and the reliability diagram into <folder>/report. Pairs are those
-of one prompt whose scores differ by more than MARGIN; intervals are 95%, from resampled prompts.
+of one prompt whose scores differ by more than MARGIN; intervals are 95%, from resampled prompts. The two baselines read
+whole answers, a reward model the cut of prompt and answer that its run trained on.
 """
 
 from __future__ import annotations
@@ -16,9 +17,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-import zlib
-from collections import Counter, defaultdict
-from itertools import pairwise
+from collections import defaultdict
 from pathlib import Path
 from random import Random
 from typing import NamedTuple
@@ -30,9 +29,9 @@ import torch
 import yaml
 from matplotlib.figure import Figure
 from scipy.optimize import minimize
-from scipy.sparse import csr_array
 from scipy.special import expit
 
+from bag_of_words import BUCKETS, bag_of_words
 from rlpref import checkpoint
 from rlpref.binding import ConfigError, choose
 from rlpref.build import build
@@ -51,9 +50,10 @@ from rlpref.report.style import LINES, PALETTE, RC
 from rlpref.report.tables import interval_text, markdown
 
 MARGIN = 0.1  # scores that lie nearer are no preference
-BUCKETS = 2**18
+WORD = re.compile(r"\w+")
 MOST = 20  # pairs of one list that the linear model learns from
 RESAMPLES = 2000
+CUT = "The baselines read whole answers, the reward models as many tokens of prompt and answer as they were trained on."
 
 
 class Judged(NamedTuple):
@@ -68,8 +68,8 @@ class Judged(NamedTuple):
 def read(config: dict) -> tuple[list[KwiseRow], list[KwiseRow]]:
     """(train, held-out) rows of a run; a pair is a list of two. Raises ConfigError for a source that needs a model."""
     data = config["data"]
-    if data["source"] not in ("hh", "jsonl"):
-        raise ConfigError(f"this study reads files of preferences, not data source '{data['source']}'.")
+    if data["source"] in ("testbed", "sentiment"):
+        raise ConfigError(f"this study reads files of preferences, and data source '{data['source']}' needs a model.")
     unused = dict.fromkeys(("tokenizer", "model", "task", "gold", "max_prompt_length", "max_completion_length"))
     unused |= dict.fromkeys(("temperature", "device", "cache"))
     context = DataContext(seed=data["seed"], test_fraction=data["test_fraction"], **unused)
@@ -99,29 +99,16 @@ def lengths(rows: list[KwiseRow]) -> list[np.ndarray]:
     return [np.array([len(text) for text in row.responses], dtype=float) for row in rows]
 
 
-def words(texts: list[str]) -> csr_array:
-    """[texts, BUCKETS] counts of hashed words and pairs of words, each text of length 1."""
-    places, values, starts = [], [], [0]
-    for text in texts:
-        tokens = re.findall(r"\w+", text.lower())
-        grams = Counter(zlib.crc32(" ".join(gram).encode()) % BUCKETS for gram in [*zip(tokens), *pairwise(tokens)])
-        size = sum(count**2 for count in grams.values()) ** 0.5
-        places += grams
-        values += [count / size for count in grams.values()]
-        starts.append(len(places))
-    return csr_array((values, places, starts), shape=(len(texts), BUCKETS))
-
-
-def bag_of_words(train: list[KwiseRow], held_out: list[KwiseRow], seed: int = 0) -> list[np.ndarray]:
-    """Scores of a linear Bradley-Terry model of `words`: logistic regression on differences, ridge penalty 1/2, no more
-    than MOST pairs of a list."""
+def scores_by_words(train: list[KwiseRow], held_out: list[KwiseRow], seed: int = 0) -> list[np.ndarray]:
+    """Scores of a linear Bradley-Terry model of counted words: logistic regression on differences, ridge 1/2, no
+    more than MOST pairs of a list."""
     by_row = defaultdict(list)
     for pair in pairs_of(train):
         by_row[pair[0]].append(pair)
     drawn = Random(seed)
     kept = [pair for pairs in by_row.values() for pair in drawn.sample(pairs, min(MOST, len(pairs)))]
     starts = np.cumsum([0, *(len(row.responses) for row in train)])
-    features = words([text for row in train for text in row.responses])
+    features = bag_of_words((text for row in train for text in row.responses), WORD, counted=True)
     better, worse = ([starts[pair[0]] + pair[side] for pair in kept] for side in (1, 2))
     difference = features[better] - features[worse]
 
@@ -131,7 +118,7 @@ def bag_of_words(train: list[KwiseRow], held_out: list[KwiseRow], seed: int = 0)
         return loss, weight - difference.T @ expit(-gap)
 
     weight = minimize(objective, np.zeros(BUCKETS), jac=True, method="L-BFGS-B", options={"maxiter": 200}).x
-    return [words(row.responses) @ weight for row in held_out]
+    return [bag_of_words(row.responses, WORD, counted=True) @ weight for row in held_out]
 
 
 def model_scores(folder: Path, config: dict, rows: list[KwiseRow]) -> list[np.ndarray]:
@@ -160,10 +147,15 @@ def resampled(rows: list[KwiseRow], columns: np.ndarray, seed: int = 0) -> np.nd
     return sums[:, :-1] / sums[:, -1:]
 
 
+def share_above(margins: np.ndarray) -> np.ndarray:
+    """1 above 0, 1/2 at a tie."""
+    return (margins > 0) + 0.5 * (margins == 0)
+
+
 def table_of(rows: list[KwiseRow], judged: list[Judged]) -> pd.DataFrame:
     """One row per predictor, all of the same held-out pairs: accuracy with `_low`, `_high`, its lead over the bag of
     words likewise, `prefers_longer`, `length_corr`, and for reward models `ece` and `nll`."""
-    right = np.stack([(one.margins > 0) + 0.5 * (one.margins == 0) for one in judged], 1)
+    right = np.stack([share_above(one.margins) for one in judged], 1)
     means, draws = right.mean(0), resampled(rows, right)
     words_at = next(i for i, one in enumerate(judged) if one.model == "bag of words")
     longer = np.sign(margins(rows, lengths(rows)))
@@ -176,7 +168,7 @@ def table_of(rows: list[KwiseRow], judged: list[Judged]) -> pd.DataFrame:
         ):
             low, high = np.quantile(drawn, [0.025, 0.975])
             row |= {name: value, f"{name}_low": low, f"{name}_high": high}
-        prefers = (one.margins * longer > 0).sum() / max(1, (longer != 0).sum())
+        prefers = share_above(one.margins * longer)[longer != 0].sum() / max(1, (longer != 0).sum())
         row |= {"prefers_longer": prefers, "length_corr": one.length_corr, "ece": np.nan, "nll": np.nan}
         if one.model not in ("longer wins", "bag of words"):
             table = reliability(torch.from_numpy(one.margins))
@@ -197,9 +189,9 @@ def judge(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     if not datasets:
         raise ConfigError(f"{folder} holds no run with a checkpoint.")
     tables, bins = [], []
-    for members in datasets.values():
+    for name, members in zip(data_names([yaml.safe_load(section) for section in datasets]), datasets.values()):
         train, held_out = read(members[0][1])
-        judged = _judged(members, train, held_out)
+        judged = _judged(name, members, train, held_out)
         tables.append(table_of(held_out, judged))
         for one in judged[2:]:
             rows = reliability(torch.from_numpy(one.margins))
@@ -207,10 +199,27 @@ def judge(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     return pd.concat(tables, ignore_index=True), pd.DataFrame(bins)
 
 
-def _judged(members: list[tuple[Path, dict]], train: list[KwiseRow], held_out: list[KwiseRow]) -> list[Judged]:
+def data_names(sections: list[dict]) -> list[str]:
+    """A name for each data set: the folder of its file; of those of one folder the file too, and of those of one file
+    the settings that differ."""
+    paths = [Path(section["path"]) for section in sections]
+    folders = [path.parent.name or str(path) for path in paths]
+    files = [f"{path.parent.name}/{path.name.partition('.')[0]}" for path in paths]
+    names = [file if folders.count(folder) > 1 else folder for folder, file in zip(folders, files)]
+    return [name + _told_apart(i, names, sections) for i, name in enumerate(names)]
+
+
+def _told_apart(i: int, names: list[str], sections: list[dict]) -> str:
+    same = [section for name, section in zip(names, sections) if name == names[i]]
+    own = {key: value for key, value in sections[i].items() if any(other.get(key) != value for other in same)}
+    return f" ({', '.join(f'{key}={value}' for key, value in own.items())})" if own else ""
+
+
+def _judged(
+    name: str, members: list[tuple[Path, dict]], train: list[KwiseRow], held_out: list[KwiseRow]
+) -> list[Judged]:
     """The two baselines, then the runs on one data set, then the means over seeds."""
-    name = Path(members[0][1]["data"]["path"]).parent.name or members[0][1]["data"]["path"]
-    scores = {"longer wins": lengths(held_out), "bag of words": bag_of_words(train, held_out)}
+    scores = {"longer wins": lengths(held_out), "bag of words": scores_by_words(train, held_out)}
     seeds = defaultdict(list)
     for folder, config in members:
         print(f"scoring with {folder.name}", file=sys.stderr, flush=True)
@@ -256,7 +265,7 @@ def write(folder: Path) -> pd.DataFrame:
     table, bins = judge(folder)
     report = folder / "report"
     write_atomically(report / "reward_models.csv", table.to_csv(index=False))
-    write_atomically(report / "reward_models.md", markdown(readable(table)))
+    write_atomically(report / "reward_models.md", f"{markdown(readable(table))}\n{CUT}\n")
     write_atomically(report / "reliability.csv", bins.to_csv(index=False))
     save(reliability_figure(bins), report, "reward_models_reliability")
     return table

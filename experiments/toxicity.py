@@ -16,24 +16,21 @@ import argparse
 import gzip
 import json
 import re
-import zlib
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from scipy.optimize import minimize
-from scipy.sparse import csr_array
 from scipy.special import expit
 from scipy.stats import rankdata
 
+from bag_of_words import BUCKETS, bag_of_words
 from rlpref.report.folders import find_runs, is_run, read_run, write_atomically
 from rlpref.report.statistics import wilson_interval
 from rlpref.report.tables import interval_text, markdown
 
 WORD = re.compile(r"[a-z']+")
-COLUMNS = 2**18
 Scorer = Callable[[Sequence[str]], np.ndarray]  # texts -> [n] in [0, 1], toxic above 1/2
 
 
@@ -46,23 +43,10 @@ def lexicon(path: Path) -> Scorer:
     return lambda texts: np.array([float(not words.isdisjoint(WORD.findall(text.lower()))) for text in texts])
 
 
-def features(texts: Sequence[str]) -> csr_array:
-    """[n, COLUMNS] words and neighbouring words, hashed, each row of length 1."""
-    columns, ends = [], [0]
-    for text in texts:
-        words = WORD.findall(text.lower())
-        grams = {*words, *map(" ".join, pairwise(words))}
-        columns += [zlib.crc32(gram.encode()) % COLUMNS for gram in sorted(grams)]
-        ends.append(len(columns))
-    sizes = np.diff(ends)
-    values = np.repeat(1 / np.sqrt(np.maximum(sizes, 1)), sizes)
-    return csr_array((values, np.array(columns, dtype=np.int64), np.array(ends)), shape=(len(texts), COLUMNS))
-
-
 def fit(texts: Sequence[str], toxic: np.ndarray, l2: float) -> Scorer:
     """Logistic regression: the minimum of mean log-loss + l2/2 |weights|^2 (the intercept is free), by L-BFGS. Each
     class has half of the mean: how often it is among the labelled texts says nothing of how often it is in answers."""
-    x, y = features(texts), toxic.astype(float)
+    x, y = bag_of_words(texts, WORD, counted=False), toxic.astype(float)
     share = np.where(toxic, 0.5 / y.sum(), 0.5 / (1 - y).sum())
 
     def loss(w: np.ndarray) -> tuple[float, np.ndarray]:
@@ -71,10 +55,10 @@ def fit(texts: Sequence[str], toxic: np.ndarray, l2: float) -> Scorer:
         value = float(share @ (np.logaddexp(0, z) - y * z) + l2 / 2 * w[1:] @ w[1:])
         return value, np.concatenate([[error.sum()], x.T @ error + l2 * w[1:]])
 
-    found = minimize(loss, np.zeros(COLUMNS + 1), jac=True, method="L-BFGS-B", options={"maxiter": 500})
+    found = minimize(loss, np.zeros(BUCKETS + 1), jac=True, method="L-BFGS-B", options={"maxiter": 500})
     if not found.success:
         raise RuntimeError(f"the toxicity model did not converge: {found.message}")
-    return lambda texts: expit(features(texts) @ found.x[1:] + found.x[0])
+    return lambda texts: expit(bag_of_words(texts, WORD, counted=False) @ found.x[1:] + found.x[0])
 
 
 def held_out(scores: np.ndarray, toxic: np.ndarray) -> dict[str, float]:
@@ -88,7 +72,7 @@ def learned(path: Path, text_key: str, label_key: str, toxic: list[str], l2: flo
     """A linear model of a .jsonl(.gz) file of labelled texts; prints how it does on a fifth that it did not see."""
     rows = [(row, at) for row, at in read_rows(path)]
     texts = np.array([_key(row, text_key, at) for row, at in rows], dtype=object)
-    labels = np.array([str(_key(row, label_key, at)) in toxic for row, at in rows])
+    labels = np.array([_written(_key(row, label_key, at)) in toxic for row, at in rows])
     if labels.all() or not labels.any():
         raise SystemExit(f"{path}: all or none of the labels are toxic; --toxic takes values of '{label_key}'.")
     order = np.random.default_rng(seed).permutation(len(rows))
@@ -104,10 +88,19 @@ def read_rows(path: Path) -> list[tuple[dict, str]]:
     """The objects of a .jsonl or .jsonl.gz file with their places."""
     with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
         lines = [(line, f"{path}:{number}") for number, line in enumerate(file, start=1) if line.strip()]
+    return [(_parsed(line, place), place) for line, place in lines]
+
+
+def _parsed(line: str, place: str) -> dict:
     try:
-        return [(json.loads(line), place) for line, place in lines]
+        return json.loads(line)
     except ValueError as error:
-        raise SystemExit(f"{path} is not one JSON object a line: {error}") from error
+        raise SystemExit(f"{place}: the line is no JSON ({error}); write one object a line.") from error
+
+
+def _written(label) -> str:
+    """A label as one writes it on the command line: texts without quotes, the rest as in JSON."""
+    return label if isinstance(label, str) else json.dumps(label)
 
 
 def _key(row: dict, key: str, place: str):

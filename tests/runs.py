@@ -171,7 +171,9 @@ def slow_but(cases, fast: list[str]) -> list:
 
 
 def experiment(name: str):
-    """The script of a study as a module."""
+    """The script of a study as a module; it finds its neighbours as it does where it is run."""
+    if str(ROOT / "experiments") not in sys.path:
+        sys.path.append(str(ROOT / "experiments"))
     spec = importlib.util.spec_from_file_location(name, ROOT / "experiments" / f"{name}.py")
     module = sys.modules[name] = importlib.util.module_from_spec(spec)  # dataclasses look their module up
     spec.loader.exec_module(module)

@@ -22,8 +22,9 @@ class PreferenceData:
 
     train: Pairs | Answers | Lists
     test: Pairs | None  # None: unpaired data hold no pairs
-    prompts: Prompts  # of the train rows
+    prompts: Prompts  # of the train rows, before K-wise rows became pairs: also those that make no pair
     test_prompts: Prompts
+    prompt_texts: list[Prompt]  # the text behind `prompts`, one for one
     rows: RowSplit  # the text behind the tensors: row i of `train` is `rows.train[i]`, so too of `test`
     card: dict[str, Any]  # source, settings, rows_hash, and all that was skipped or cut
 
@@ -44,10 +45,8 @@ def make_data(
     check_pairing(kind, pairs_by, pairs_margin)
     read = bind(choose(SOURCES, source, "data source"), settings, f"data source '{source}'", 1)(context)
     lengths = context.max_prompt_length, context.max_completion_length
-    prompts, test_prompts = (
-        encode_prompts(unique_prompts(side), context.tokenizer, context.max_prompt_length)
-        for side in (read.train, read.test)
-    )
+    texts = [unique_prompts(side) for side in (read.train, read.test)]
+    prompts, test_prompts = (encode_prompts(side, context.tokenizer, context.max_prompt_length) for side in texts)
     rows, formed = _paired(read, pairs_by, pairs_margin, context.seed) if kind == "kwise" else (read, {})
     train, train_counts = encode_rows(rows.train, context.tokenizer, *lengths)
     test, test_counts = encode_rows(rows.test, context.tokenizer, *lengths)
@@ -67,7 +66,8 @@ def make_data(
         "train": train_counts,
         "test": test_counts,
     }
-    return PreferenceData(train, test if isinstance(test, Pairs) else None, prompts, test_prompts, rows, card)
+    pairs = test if isinstance(test, Pairs) else None
+    return PreferenceData(train, pairs, prompts, test_prompts, texts[0], rows, card)
 
 
 def unique_prompts(rows: list[AnyRow]) -> list[Prompt]:

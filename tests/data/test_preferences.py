@@ -9,6 +9,7 @@ import torch
 
 from rlpref.binding import ConfigError
 from rlpref.data.preferences import make_data
+from rlpref.data.tokenise import encode_prompts
 from rlpref.types import Answers, Lists, Pairs
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
@@ -98,6 +99,8 @@ def test_a_margin_leaves_close_answers_out(context, tmp_path):
     data = make_data(settings, context, "jsonl", "margin", 1.5)
     assert len(data.train) + len(data.test) == 13 * (1 + 0 + 2)
     assert data.card["kwise_train"]["rows_without_pair"] + data.card["kwise_test"]["rows_without_pair"] == 13
+    assert len(data.prompt_texts) == data.card["kwise_train"]["rows"]
+    assert encode_prompts(data.prompt_texts, context.tokenizer, context.max_prompt_length).ids.equal(data.prompts.ids)
     with pytest.raises(ConfigError, match="'margin' forms no pair"):
         make_data(settings, context, "jsonl", "margin", 9.0)
 

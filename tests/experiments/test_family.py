@@ -1,10 +1,14 @@
 """The short version of `experiments/family`: two methods, one epoch of everything, on a random Llama."""
 
+import math
+from dataclasses import replace
+
 import pandas as pd
 import pytest
 
 import runs
 from rlpref.report import load
+from rlpref.report.tables import markdown
 
 pytestmark = pytest.mark.slow  # whole runs
 
@@ -44,10 +48,38 @@ def test_the_rate_with_the_best_objective_on_the_tuning_seed_is_chosen(study, fo
 
 def test_the_table_and_the_figure_are_written(study, folder):
     sweep, rates = load(folder / "final"), study.chosen(load(folder / "tuning"))
-    table = study.write(folder, sweep, rates).set_index("method")
+    table = study.write(folder, sweep, rates, ["remax", "dpo"]).set_index("method")
     assert (table["seeds"] == 3).all()
+    assert (table["failed"] == "").all()
     own = sweep.done[sweep.done["method"] == "dpo"]
     assert table.loc["dpo", "reward"] == pytest.approx(own["eval/reward"].mean())
     assert table["reward - beta KL"].is_monotonic_decreasing
     assert {file.name for file in (folder / "report").iterdir()} >= {"family.png", "family.csv", "tuning.csv"}
     assert len(pd.read_csv(folder / "report" / "family.csv")) == 2
+
+
+def test_what_has_no_result_stands_in_the_table(study, folder):
+    """One seed failed, one ended without a number, one never began; and a method that no learning rate suits."""
+    sweep, tuning = load(folder / "final"), load(folder / "tuning")
+    runs = sweep.runs.set_index("run", drop=False)
+    runs.loc["dpo-0", "status"] = "failed"
+    runs.loc["dpo-1", "eval/reward"] = math.nan
+    runs = runs.drop(index="remax-2")
+    methods = ["dpo", "remax", "ipo"]
+    table = study.family(replace(sweep, runs=runs), study.chosen(tuning), methods).set_index("method")
+    assert table["seeds"].to_dict() == {"dpo": 1, "remax": 2, "ipo": 0}
+    assert table["failed"].to_dict() == {"dpo": "seed 0, seed 1", "remax": "seed 2", "ipo": "tuning"}
+    assert table.index[-1] == "ipo"
+    assert table.loc["dpo", "reward"] == pytest.approx(runs.loc["dpo-2", "eval/reward"])
+    assert "| ipo | " in markdown(study.readable(table.reset_index()))
+
+
+def test_a_rate_whose_objective_is_no_number_is_not_chosen(study, folder):
+    tuning = load(folder / "tuning")
+    runs = tuning.runs.copy()
+    best = study.chosen(tuning).set_index("method")["optimizer.lr"]
+    runs.loc[(runs["method"] == "dpo") & (runs["optimizer.lr"] == best["dpo"]), "eval/kl"] = math.nan
+    runs.loc[runs["method"] == "remax", "eval/reward"] = math.nan
+    again = study.chosen(replace(tuning, runs=runs))
+    assert list(again["method"]) == ["dpo"]
+    assert again["optimizer.lr"].iloc[0] != best["dpo"]

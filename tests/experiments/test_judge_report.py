@@ -1,6 +1,7 @@
 """`experiments/judge.py`: what it counts, on verdicts that the test gives, and whole on a tiny Llama."""
 
 import json
+from argparse import Namespace
 
 import pandas as pd
 import pytest
@@ -57,6 +58,27 @@ def test_a_judge_of_length_is_told_from_one_of_quality(study):
     assert found["agreement where the chosen answer is shorter"] == 0
 
 
+def test_a_tie_prefers_the_longer_answer_by_half(study):
+    assert shares(study, lambda first, second: 0.5)["judge prefers the longer answer"] == 0.5
+
+
+def test_one_pair_of_each_conversation_is_judged(study, tmp_path):
+    """Three prompts of one tree (one opening), two that name a group, and one alone."""
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
+    prompts = [turns[:1], turns, [*turns[:2], {"role": "user", "content": "d"}], "e", "f", "g"]
+    rows = [{"prompt": prompt, "responses": ["x", "y"], "scores": [1, 0]} for prompt in prompts]
+    rows[3] |= {"group": "named"}
+    rows[4] |= {"group": "named"}
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = {"data": tmp_path / "rows.jsonl", "kind": "kwise", "score_key": None, "lowest_best": False}
+    options = Namespace(**options, pairs_by="random")
+    drawn = [study.read_pairs(Namespace(**vars(options), seed=seed))[0] for seed in range(9)]
+    for pairs in drawn:
+        assert sorted(prompts.index(row.prompt) // 3 for row in pairs) == [0, 1, 1]
+        assert len({row.group for row in pairs}) == 3
+    assert len({str(row.prompt) for pairs in drawn for row in pairs}) == 6  # which of a tree is random
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["pairwise", "pointwise"])
 def test_ranked_answers_are_read_and_a_report_is_written(study, tmp_path, mode):
@@ -82,5 +104,5 @@ def test_ranked_answers_are_read_and_a_report_is_written(study, tmp_path, mode):
     assert len(written) == 10
     assert (written["chosen_is_longer"] == 1).all()  # the best rank is the longest text
     assert found.set_index("what")["n"]["agreement"] == 10
-    assert f"{mode}: 10 of 12 prompts" in (tmp_path / "judge.md").read_text()
+    assert f"{mode}: 10 of 12 conversations" in (tmp_path / "judge.md").read_text()
     assert "of 13 in lists.jsonl (1 bad rows left out)" in (tmp_path / "judge.md").read_text()

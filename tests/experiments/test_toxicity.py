@@ -92,6 +92,19 @@ def test_a_row_without_its_keys_is_named(study, words, tmp_path, rows, message):
         study.main([str(write(tmp_path / "x.jsonl", rows)), "--words", str(words), "--out", str(tmp_path)])
 
 
+def test_a_line_that_is_no_json_is_named_by_its_place(study, words, tmp_path):
+    (tmp_path / "x.jsonl").write_text('{"group": "a", "text": "b"}\n\n{"group": \n')
+    with pytest.raises(SystemExit, match=r"x\.jsonl:3: the line is no JSON"):
+        study.main([str(tmp_path / "x.jsonl"), "--words", str(words), "--out", str(tmp_path)])
+
+
+@pytest.mark.parametrize(("yes", "no", "said"), [(True, False, "true"), (1, 0, "1"), ("bad", "good", "bad")])
+def test_labels_are_truth_values_numbers_or_texts(study, tmp_path, yes, no, said):
+    rows = [{"text": f"{'nasty' if i % 2 else 'kind'} {i}", "label": yes if i % 2 else no} for i in range(40)]
+    scorer = study.learned(write(tmp_path / "l.jsonl", rows), "text", "label", [said], 1e-4, 0)
+    assert (scorer(["nasty", "kind"]) > 0.5).tolist() == [True, False]
+
+
 @pytest.mark.slow
 def test_human_labels_are_learned(study, capsys, tmp_path):
     labelled = runs.SHARED / "toxicity_davidson" / "labeled.jsonl.gz"
