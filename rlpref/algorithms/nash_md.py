@@ -48,20 +48,15 @@ class NashMD:
     baseline: Literal["half", "leave_one_out"]
     lr_scale: float
     epochs: int = field(default=1, init=False)
+    trains: dict[str, float] = field(init=False)
+    batch_size: int = field(init=False)
 
     def __post_init__(self):
         if self.share is not None and not 0 <= self.share <= 1:
             raise ConfigError(f"algorithm.share must be from 0 to 1, not {self.share}.")
         check_others(self.baseline, self.k)
-
-    @property
-    def trains(self) -> dict[str, float]:
-        return {"policy": self.lr_scale}
-
-    @property
-    def batch_size(self) -> int:
-        """All answers of a round, which is one update: the gradient is that of the policy that drew them."""
-        return self.prompts_per_round * self.k
+        self.trains = {"policy": self.lr_scale}
+        self.batch_size = self.prompts_per_round * self.k  # one update: the gradient is the sampling policy's
 
     def examples(self, data: PreferenceData, index: int) -> int:
         return self.batch_size
