@@ -143,7 +143,7 @@ PLANTS = [
     Plant(
         "pairs_swapped",
         "the worst answer is labelled as chosen",
-        "algorithms/iterative.py",
+        "algorithms/pair_rules.py",
         "return rows, scores.argmax(1)[rows], scores.argmin(1)[rows]",
         "return rows, scores.argmin(1)[rows], scores.argmax(1)[rows]",
         "algorithms/test_iterative.py",
@@ -191,9 +191,9 @@ PLANTS = [
     Plant(
         "baseline_sees_the_round",
         "the moving baseline takes in the very answers that it is taken off",
-        "algorithms/reinforce.py",
-        "past = blocks(whole_returns(before.scores, before.logps, before.ref_logps, self.beta), round.runs)",
-        "past = blocks(returns, round.runs)",
+        "algorithms/carried.py",
+        "return before.to(returns)",
+        'return round.carried["baseline"].to(returns)',
         "algorithms/test_reinforce.py",
     ),
 ]

@@ -196,7 +196,7 @@ def test_help_can_be_read(tmp_path):
         assert f"\n{folder}: " in said.stdout
     for line in ("rlpref -m ", "beta: ", " dpo, ", " iterative_dpo, ", " simpo, "):
         assert line in said.stdout
-    generated = ("algorithm: ", "algorithm/loss: ")  # as long as there are losses
+    generated = ("algorithm: ", "algorithm/loss: ", "experiment: ")  # as long as there are losses and studies
     assert max(len(line) for line in said.stdout.splitlines() if not line.startswith(generated)) < 120
 
 

@@ -48,7 +48,7 @@ def test_a_run_is_that_of_padded_rows(tmp_path, model, method, switch, monkeypat
     if method == "ppo":
         monkeypatch.setattr("rlpref.build.GOLD", {"None": lambda task, tokenizer: Length()})
         monkeypatch.setattr("rlpref.check.GOLD", {"None": None})
-        monkeypatch.setattr("rlpref.check._check_reward", lambda *_: None)
+        monkeypatch.setattr("rlpref.check.check_reward", lambda *_: None)
         model = [*model, "reward=gold"]
     else:
         model = [*model, "reward=none"]

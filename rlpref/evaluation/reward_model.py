@@ -4,7 +4,6 @@ agrees with the truth where there is one."""
 from __future__ import annotations
 
 import torch
-from scipy.stats import rankdata
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
@@ -93,6 +92,8 @@ def gold_agreement(scores: Tensor, gold: Tensor) -> dict[str, float]:
 
 def spearman(one: Tensor, other: Tensor) -> Tensor:
     """[rows] Spearman's rank correlation along each row of two tensors [rows, n]; NaN where a row does not vary."""
+    from scipy.stats import rankdata  # a run that trains no reward model need not wait for it
+
     ranks = [torch.from_numpy(rankdata(x.detach().cpu().double().numpy(), axis=1)) for x in (one, other)]
     a, b = (rank - rank.mean(1, keepdim=True) for rank in ranks)
     return (a * b).sum(1) / (a.square().sum(1) * b.square().sum(1)).sqrt()
