@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # uv reads UV_FIND_LINKS, not pip's configuration: hand a local wheel folder on to it.
 export UV_FIND_LINKS ?= $(or $(PIP_FIND_LINKS),$(shell $(PY) -m pip config get global.find-links 2>/dev/null))
 
-.PHONY: env demo picture test browser fast real bench lint
+.PHONY: env demo picture figures figures-full gallery test browser fast real bench lint
 
 env: $(STAMP)
 
@@ -25,6 +25,17 @@ demo: $(STAMP)
 # The picture of README.md.
 picture: demo
 	cp runs/demo/report/frontier.png docs/frontier.png
+
+# The figures of papers: those without training in minutes, all of them in hours. What is done is not done again.
+figures: $(STAMP)
+	$(BIN)/python experiments/figures.py
+
+figures-full: $(STAMP)
+	$(BIN)/python experiments/figures.py --part all
+
+# docs/figures.md from what was drawn.
+gallery:
+	$(BIN)/python experiments/figures.py --part all --gallery docs
 
 real: $(STAMP)
 	$(BIN)/rlpref experiment=sentiment

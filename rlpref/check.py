@@ -58,6 +58,8 @@ def check(config: dict, overridden: tuple[str, ...] = ()) -> Checked:
     for key in config:
         if key == "compare":
             raise ConfigError("'compare' is a plan of runs, no run: python experiments/compare.py (or ~compare).")
+        if key == "exhibit":
+            raise ConfigError("'exhibit' is a figure's grid and thresholds, no run: python experiments/<its name>.py.")
         if key not in SECTIONS:
             raise ConfigError(
                 f"'{key}' is no setting of a run.{did_you_mean(key, SECTIONS)} Known: {', '.join(SECTIONS)}."

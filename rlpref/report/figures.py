@@ -18,7 +18,7 @@ from rlpref.report.folders import write_atomically
 from rlpref.report.frames import Sweep, load
 from rlpref.report.panels import bars, interval, problems, spoken
 from rlpref.report.section import Chart, Point, Section
-from rlpref.report.style import RC, Look, legend, legend_height
+from rlpref.report.style import RC, Look, legend, legend_height, plain_logs
 from rlpref.report.tables import text
 
 KL_LABEL = "KL(policy || reference), nats per answer"
@@ -91,6 +91,7 @@ def run_figure(folder: Path) -> Path | None:
 def save(figure: Figure, folder: Path, name: str) -> bytes:
     """Writes <name>.png (200 dpi) and <name>.pdf; returns the PNG."""
     FigureCanvasAgg(figure)
+    plain_logs(figure)
     content = {}
     with mpl.rc_context(RC):
         figure.draw_without_rendering()

@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogFormatter, LogFormatterMathtext
 
 RC = {
     "font.size": 9,
@@ -105,6 +106,15 @@ def legend(figure: Figure, look: Look, extra: list[Line2D], markers: bool) -> No
             Line2D([], [], color="#404040", ls=line, label=setting or "not set") for setting, line in look.lines.items()
         ]
     figure.legend(handles=[*entries, *extra], loc="outside right upper", alignment="left")
+
+
+def plain_logs(figure: Figure) -> None:
+    """Writes the ticks of logarithmic axes as plain numbers: matplotlib's own are formulas, which RC does not parse."""
+    for axes in figure.axes:
+        for axis in (axes.xaxis, axes.yaxis):
+            if isinstance(axis.get_major_formatter(), LogFormatterMathtext):
+                axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+                axis.set_minor_formatter(LogFormatter(axis.get_transform().base, minor_thresholds=(1, 0.4)))
 
 
 def root_scale(axis: Axes, name: str, largest: float) -> None:

@@ -4,7 +4,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from rlpref.report.style import FIRST, MARKERS, PALETTE, RC, Look, legend, legend_height, method_styles
+from rlpref.report.style import FIRST, MARKERS, PALETTE, RC, Look, legend, legend_height, method_styles, plain_logs
 
 
 def test_a_known_method_looks_alike_in_every_report():
@@ -47,3 +47,16 @@ def test_a_dollar_in_a_name_is_no_formula():
         figure = Figure()
         figure.subplots().set_xlabel(r"costs $\frac$")
         figure.draw_without_rendering()
+
+
+def test_ticks_of_logarithmic_axes_are_plain_numbers():
+    with mpl.rc_context(RC):
+        figure = Figure()
+        axis = figure.subplots()
+        axis.set(xscale="log", xlim=(0.5, 2000), ylim=(0, 1))
+        plain_logs(figure)
+        FigureCanvasAgg(figure)
+        figure.draw_without_rendering()
+    shown = [label.get_text() for label in axis.get_xticklabels()]
+    assert {"1", "10", "100", "1000"} <= set(shown)
+    assert not [text for text in shown if "$" in text]
