@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
-from exhibit import Findings, exactly, main, panels, style
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from exhibit import Findings, exactly, main, panels, style
 from rlpref.losses import make_loss
 from rlpref.report.figures import KL_LABEL
 from rlpref.report.style import PALETTE, root_scale
