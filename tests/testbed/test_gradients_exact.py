@@ -1,13 +1,10 @@
 """rlpref.testbed.gradients and estimators: the exact gradient against finite differences, each estimator's
-expectation against what theory says, its variance against Monte Carlo, and the experiment that tables them."""
+expectation against what theory says, and its variance against Monte Carlo."""
 
 import dataclasses
 import math
-import runpy
 from functools import partial
-from pathlib import Path
 
-import pandas as pd
 import pytest
 import torch
 
@@ -18,7 +15,6 @@ from rlpref.testbed.task import make_testbed
 
 BETA = 0.5
 ALL = named.ESTIMATORS | named.KL_PLACEMENTS
-EXPERIMENT = Path(__file__).parents[2] / "experiments" / "gradient_estimators.py"
 
 
 @pytest.fixture
@@ -286,20 +282,3 @@ def test_what_cannot_be_measured_is_refused(small, half_way, draws):
         draws(8)
     with pytest.raises(ValueError, match="is 0 here"):
         gradients.quality(draws()[0], named.rloo, torch.zeros_like(half_way))
-
-
-def test_the_experiment_writes_its_tables(tmp_path, capsys):
-    main = runpy.run_path(str(EXPERIMENT))["main"]
-    main(["--out", str(tmp_path), "--seeds", "2", "--k", "2"])
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["gradient_estimators.csv", "gradient_estimators.md"]
-    page = (tmp_path / "gradient_estimators.md").read_text()
-    assert page in capsys.readouterr().out
-    assert page.count("## ") == 5
-    rows = pd.read_csv(tmp_path / "gradient_estimators.csv")
-    assert len(rows) == 2 * (3 * len(ALL) + 2 * len(named.KL_PLACEMENTS))
-    for name, entry in ALL.items():
-        biases = rows[(rows.estimator == name) & (rows.policy != "reference")].bias
-        assert (biases < 1e-10).all() if entry.bias == "none" else (biases > 1e-2).all()
-        label = {"none": "unbiased", "scale": "BIASED in length only", "direction": "BIASED"}[entry.bias]
-        assert f"| {name} | {label} |" in page
-        assert "|" not in name + entry.why  # it would end a cell of the table
