@@ -149,7 +149,7 @@ def draw(grid: Grid, scores: pd.DataFrame, heated: pd.DataFrame, best: pd.DataFr
         hottest.set(xscale="log", xlabel="N, answers drawn", ylabel="best temperature")
         hottest.set_title("best temperature, mean and 95% interval")
         tuned.set(xlabel="KL to the reference, nats", ylabel="score after fine-tuning, sd")
-        tuned.set_title(f"environment {task.seed}: fine-tuning on what is kept, N up to {most}")
+        tuned.set_title(f"fine-tuning on what is kept, environment {task.seed}")
         for axis in (ranks, hottest, tuned):
             axis.legend()
     return figure
