@@ -68,6 +68,17 @@ def order_statistic(task: Testbed, ref: Tensor, scores: Tensor, k: int, n: int) 
     return _reweighted(task, ref, scores, kept)
 
 
+def truncated(task: Testbed, ref: Tensor, scores: Tensor, threshold: float) -> Tensor:
+    """Conditionals of "draw from `ref` until the score is at least `threshold`": ref(y) 1[s(y) >= threshold]/Z, what a
+    policy becomes that is fitted to all answers above a threshold, as in ReST (Gulcehre et al. 2023, 2308.08998,
+    section 3). Rounds with thresholds that grow end at the truncation of the first policy by the last threshold.
+
+    Raises ValueError for a threshold (in units of the score) that no answer of some prompt reaches.
+    """
+    kept = torch.where(scores >= threshold - TIE, answer_logps(task, ref), float("-inf"))
+    return conditionals_of(task, kept, elsewhere=ref)
+
+
 def rejection_rounds(task: Testbed, ref: Tensor, scores: Tensor, n: float, rounds: int, keep_all: bool) -> Tensor:
     """Conditionals after `rounds` of "draw best-of-n from the latest policy, fit the policy to what was kept",
     as in RAFT (Dong et al. 2023, 2304.06767) and Llama 2 (Touvron et al. 2023, 2307.09288, section 3.2.3).

@@ -126,6 +126,17 @@ def test_with_all_rounds_kept_the_policy_is_their_mixture(task, finished):
     torch.testing.assert_close(masses(found[2]), (masses(two) + masses(four) + masses(third)) / 3)
 
 
+def test_a_truncation_keeps_proportions_above_the_threshold_and_rounds_end_at_the_last_one(task, finished):
+    cut = selection.truncated(task, task.ref, task.rewards, 0.5)
+    mass, scores = (finished(task, table) for table in (exact.answer_logps(task, task.ref).exp(), task.rewards))
+    kept = mass * (scores >= 0.5)
+    assert torch.allclose(finished(task, exact.answer_logps(task, cut)).exp(), kept / kept.sum(1, keepdim=True))
+    twice = selection.truncated(task, selection.truncated(task, task.ref, task.rewards, 0.1), task.rewards, 0.5)
+    assert torch.allclose(exact.answer_logps(task, twice).exp(), exact.answer_logps(task, cut).exp(), atol=1e-12)
+    with pytest.raises(ValueError, match="without any mass"):
+        selection.truncated(task, task.ref, task.rewards, 100.0)
+
+
 def test_answers_without_mass_are_never_kept(task, finished):
     whole = exact.answer_logps(task, task.ref)
     best = task.rewards.flatten(1).argmax(1)
