@@ -13,9 +13,12 @@ from pathlib import Path
 
 import hydra
 import pytest
-from omegaconf import OmegaConf
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from omegaconf import DictConfig, OmegaConf
 
-import rlpref.train  # noqa: F401  (stores the configurations of the losses)
+from rlpref.train import LossConfigs
 
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"
@@ -67,11 +70,33 @@ def compose(*overrides: str) -> tuple[dict, tuple[str, ...]]:
     return copy.deepcopy(_composed(overrides)), keys
 
 
-@functools.cache  # half of the time of a small run
+@functools.cache
 def _composed(overrides: tuple[str, ...]) -> dict:
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        config = hydra.compose("train", list(overrides))
+    """What Hydra composes, which takes longer than a small run. It reads the files of the same choices once here; the
+    values are set by its own function, after all choices, as it does itself."""
+    chosen = tuple(override for override in overrides if _is_choice(override))
+    config = copy.deepcopy(_chosen(chosen))
+    values = [_parsed(override) for override in overrides if override not in chosen]
+    ConfigLoaderImpl._apply_overrides_to_config(values, config)
     return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+
+
+@functools.cache
+def _chosen(choices: tuple[str, ...]) -> DictConfig:
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        return hydra.compose("train", list(choices))
+
+
+@functools.cache
+def _is_choice(override: str) -> bool:
+    """Whether it chooses a file (algorithm=ppo) and sets no value (beta=0.1)."""
+    group = _parsed(override).key_or_group
+    return (CONF / group).is_dir() or any(name.startswith(f"{group}/") for name in LossConfigs.made)
+
+
+@functools.cache
+def _parsed(override: str) -> Override:
+    return OverridesParser.create().parse_override(override)
 
 
 def run(folder: Path, *overrides: str) -> dict:

@@ -413,6 +413,20 @@ def test_an_experiment_wins_over_the_primary_file(file):
         assert found == (str(value) if "params" in path else value), ".".join(path)
 
 
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [*M["iterative_dpo"], "algorithm/loss=ipo", "algorithm.loss.normalize=mean"],
+        ["reference=sync", "reference.every=2", "~optimizer", "beta=0.25", "algorithm.modifiers.wpo=true"],
+        ["experiment=sentiment", "beta=0.7", "algorithm=ppo", "model=tabular", "+testbed.options.factor=[2,1]"],
+    ],
+)
+def test_the_tests_compose_what_hydra_composes(overrides):
+    with hydra.initialize_config_dir(str(runs.CONF), version_base="1.3"):
+        whole = hydra.compose("train", overrides)
+    assert runs.compose(*overrides)[0] == OmegaConf.to_container(whole, resolve=True)
+
+
 def test_some_experiment_changes_a_number_of_the_primary_file():
     config, plain = runs.compose("experiment=sentiment")[0], runs.compose()[0]
     assert config["beta"] != plain["beta"]
