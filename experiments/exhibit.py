@@ -135,9 +135,9 @@ def names() -> list[str]:
 
 
 def fingerprint(name: str, grid: Mapping[str, Any]) -> str:
-    """Of what an exhibit is made: its script, its yaml file and the grid as it is run."""
-    parts = [(ROOT / "experiments" / f"{name}.py").read_bytes(), (CONF / f"{name}.yaml").read_bytes()]
-    return hashlib.sha256(b"\0".join([*parts, repr(sorted(grid.items())).encode()])).hexdigest()[:16]
+    """Of what the values of an exhibit follow from: its script and the grid as it is run."""
+    script = (ROOT / "experiments" / f"{name}.py").read_bytes()
+    return hashlib.sha256(script + repr(sorted(grid.items())).encode()).hexdigest()[:16]
 
 
 def show(name: str, make: Make, grid_of: type, out: Path = OUT, short: bool = False, own: Sequence[str] = ()) -> Path:
@@ -164,10 +164,25 @@ def show(name: str, make: Make, grid_of: type, out: Path = OUT, short: bool = Fa
 
 
 def is_done(name: str, out: Path = OUT, short: bool = False) -> bool:
-    """Whether the folder holds this exhibit as script, yaml file and grid are now."""
+    """Whether the folder holds this exhibit as script and grid are now, with a value for each claim."""
     file, exhibit = out / name / "exhibit.json", read(name)
     grid = exhibit.grid | (exhibit.short if short else {})
-    return file.exists() and read_json(file)["fingerprint"] == fingerprint(name, grid)
+    if not file.exists() or read_json(file)["fingerprint"] != fingerprint(name, grid):
+        return False
+    return [row["id"] for row in read_json(out / name / "claims.json")] == list(exhibit.claims)
+
+
+def judge(name: str, out: Path = OUT) -> list[dict]:
+    """The rows of claims.json by the thresholds as they are now, which it then holds; none where it is not there. A
+    claim that has no value yet is left out."""
+    file, thresholds = out / name / "claims.json", read(name).thresholds()
+    if not file.exists():
+        return []
+    kept = {row["id"]: (row["value"], *row["interval"]) for row in read_json(file)}
+    values = {key: Interval(*(math.nan if v is None else v for v in found)) for key, found in kept.items()}
+    rows = [_row(key, thresholds[key], values[key]) for key in thresholds if key in values]
+    write_json(file, rows)
+    return rows
 
 
 def train(folder: Path, sweeps: Mapping[str, Sequence[str]], shared: Sequence[str]) -> Sweep:

@@ -2,7 +2,7 @@
 
 All arms spend the same labels on the same tasks with the tabular model. The hole of a task is the token whose answers
 hold most of pi*: the pairs of the arms "with a hole" never show it. Intervals are over environments, of means over the
-seeds of each.
+seeds of each. Arms that draw their own pairs do not read the fixed ones: a hole changes nothing for them.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from exhibit import Findings, exactly, main, panels, style, train
+from exhibit import Findings, exactly, look, main, panels, style, train
 from rlpref.report import Interval, mean_interval
-from rlpref.report.style import PALETTE
+from rlpref.report.style import PALETTE, shade
 from rlpref.testbed.exact import answer_logps
 from rlpref.testbed.optima import optimum
 from rlpref.testbed.rewards import contains
@@ -36,7 +36,6 @@ class Grid:
     shared: list[str]
     labels: int
     arms: dict
-    hollow: list[str]
     needle: dict
 
 
@@ -65,7 +64,7 @@ def equal_labels(grid: Grid, folder: Path) -> pd.DataFrame:
         task = [f"testbed.seed={environment}", f"testbed.vocab={grid.vocab}", f"testbed.horizon={grid.horizon}"]
         holes = ["data.pairs_from=holes", f"+data.pairs_from_options.factor=[{hole(grid, environment, beta)}]"]
         for name, arm in grid.arms.items():
-            for hollow in (False, True)[: 1 + (name in grid.hollow)]:
+            for hollow in (False, True)[: 1 + (arm["rounds"] == 1)]:  # the others do not read these pairs
                 place = f"{environment}/{name.replace(',', '').replace(' ', '_')}{'_hole' * hollow}"
                 settings = [*arm["settings"], *spent(arm, grid.labels), *task, *holes * hollow]
                 done = train(folder, {place: settings}, grid.shared).done
@@ -82,10 +81,10 @@ def needles(grid: Grid, folder: Path) -> pd.DataFrame:
     common += [f"evaluation.times={asked['rounds']}", f"testbed.vocab={grid.vocab}", "algorithm.data=aggregated"]
     common += [f"testbed.horizon={grid.horizon}"] if grid.horizon > 2 else []
     arms = {"iterative DPO": ["algorithm=iterative_dpo", "algorithm.k=2"]}
-    arms |= {f"XPO {alpha:g}": ["algorithm=xpo", f"algorithm.alpha={alpha:g}"] for alpha in asked["alphas"]}
+    arms |= {f"XPO, weight {alpha:g}": ["algorithm=xpo", f"algorithm.alpha={alpha:g}"] for alpha in asked["alphas"]}
     for number, (name, settings) in enumerate(arms.items()):
         seeds = f"seed={','.join(map(str, asked['seeds']))}"
-        sweep = train(folder, {f"needle/{number}": [*settings, "algorithm.epochs=1", seeds]}, common)
+        sweep = train(folder, {f"needle/{number}": [*settings, seeds]}, common)
         for seed, path in sweep.history.dropna(subset=["exact/reward"]).groupby("seed"):
             best = sweep.frontier["reward"].max()
             there = path.loc[path["exact/reward"] >= best / 2, "round"]
@@ -93,16 +92,17 @@ def needles(grid: Grid, folder: Path) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def compared(rows: pd.DataFrame, name: str, one: str, other: str, hollow: bool, ratio: bool = False) -> Interval:
+def compared(rows: pd.DataFrame, name: str, one: str, other: str, ratio: bool = False) -> Interval:
     """`name` of one arm less (or over) that of another, paired by environment; over environments."""
-    table = rows[rows["hole"] == hollow].pivot(index="environment", columns="arm", values=name)
+    table = rows.assign(arm=rows["arm"] + np.where(rows["hole"], ", hole", ""))
+    table = table.pivot(index="environment", columns="arm", values=name)
     return mean_interval(table[one] / table[other] if ratio else table[one] - table[other])
 
 
-def earlier(found: pd.DataFrame) -> float:
-    """The largest share, of XPO's weights, of seeds in which it finds the needle in fewer rounds."""
+def earlier(found: pd.DataFrame, weight: float) -> float:
+    """The share of seeds in which XPO finds the needle in fewer rounds than iterative DPO."""
     table = found.pivot(index="seed", columns="arm", values="found")
-    return max(float((table[name] < table["iterative DPO"]).mean()) for name in table if name.startswith("XPO"))
+    return float((table[f"XPO, weight {weight:g}"] < table["iterative DPO"]).mean())
 
 
 def bars(axis: Axes, rows: pd.DataFrame, name: str) -> None:
@@ -121,21 +121,28 @@ def bars(axis: Axes, rows: pd.DataFrame, name: str) -> None:
     axis.invert_yaxis()
 
 
-def draw(rows: pd.DataFrame, found: pd.DataFrame) -> Figure:
+def draw(rows: pd.DataFrame, found: pd.DataFrame, grid: Grid) -> Figure:
     with style():
-        figure, axes = panels(3, height=2.9, title="Drawing pairs on the way closes the hole of the fixed ones")
+        figure, axes = panels(
+            3, height=2.9, title="Drawing pairs on the way fills the hole of the fixed ones (mean, 95%)"
+        )
         bars(axes[0], rows, "gap")
-        axes[0].set(xlabel="reward below the frontier, sd", title="equal labels; mean, 95% interval")
+        axes[0].set(xlabel="reward below the frontier, sd", title="equal labels")
         bars(axes[1], rows, "accuracy")
-        axes[1].set(xlabel="accuracy on held-out pairs", title="as a classifier")
+        axes[1].set(xlabel="accuracy on held-out pairs", title="as classifiers")
         axes[1].set_yticklabels([])
-        for arm, own in found.groupby("arm", sort=False):
-            rounds = np.sort(own["found"])
-            axes[2].step([0, *rounds], np.arange(len(rounds) + 1) / len(rounds), where="post", label=arm)
+        searches = list(found.groupby("arm", sort=False))
+        for i, (arm, own) in enumerate(searches):
+            colour = look("iterative_dpo")["color"] if i == 0 else shade(look("xpo")["color"], i - 1, len(searches) - 1)
+            rounds = np.sort(own["found"][np.isfinite(own["found"])])
+            shares = np.arange(len(rounds) + 1) / len(own)
+            axes[2].step(
+                [0, *rounds, grid.needle["rounds"]], [*shares, shares[-1]], where="post", color=colour, label=arm
+            )
         axes[2].set(
             xlabel="round", ylabel="share of seeds that found it", ylim=(0, 1.02), title="a needle of mass e^-6"
         )
-        axes[2].legend(loc="lower right")
+        axes[2].legend(loc="best")
         figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower left", ncols=2)
     return figure
 
@@ -144,16 +151,16 @@ def make(grid: Grid, folder: Path) -> Findings:
     rows, found = equal_labels(grid, folder), needles(grid, folder)
     rows["objective"] = rows["regret"].mul(-1)  # reward - beta KL, up to what all arms of an environment share
     arms = set(rows["arm"])
-    roll = ("iterative 10, rolling", "iterative 10") if "iterative 10, rolling" in arms else ("iterative 3", "offline")
+    roll = ("iterative 10, rolling", "iterative 10") if "iterative 10, rolling" in arms else ("online", "offline")
     values = {
-        "holes": compared(rows, "gap", "online", "offline", True, ratio=True),
-        "no_holes": compared(rows, "gap", "offline", "online", False),
-        "accuracy": compared(rows, "accuracy", "offline", "online", False),
-        "gold": compared(rows, "objective", "online", "offline", False),
-        "rolling": compared(rows, "kl", *roll, False, ratio=True),
-        "xpo": exactly(earlier(found)),
+        "holes": compared(rows, "gap", "online", "offline, hole", ratio=True),
+        "no_holes": compared(rows, "gap", "offline", "online"),
+        "accuracy": compared(rows, "accuracy", "offline", "online"),
+        "gold": compared(rows, "objective", "online", "offline"),
+        "rolling": compared(rows, "kl", *roll, ratio=True),
+        "xpo": exactly(earlier(found, grid.needle["weight"])),
     }
-    return Findings(draw(rows, found), values, {"arms": rows, "needle": found})
+    return Findings(draw(rows, found, grid), values, {"arms": rows, "needle": found})
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from exhibit import CONF, OUT, ROOT, is_done, names, read, spoken
+from exhibit import CONF, OUT, ROOT, is_done, judge, names, read, spoken
 from rlpref.binding import ConfigError
 from rlpref.logging.folder import read_json, write_atomically
 
@@ -41,12 +41,8 @@ def drawn(name: str, out: Path, short: bool) -> str:
 
 
 def verdicts(shown: list[str], out: Path) -> list[dict]:
-    """The rows of claims.json of these exhibits, each with its exhibit."""
-    found = []
-    for name in shown:
-        if (file := out / name / "claims.json").exists():
-            found += [{"exhibit": name} | row for row in read_json(file)]
-    return found
+    """The claims of these exhibits with their verdicts, each with its exhibit."""
+    return [{"exhibit": name} | row for name in shown for row in judge(name, out)]
 
 
 def table(rows: list[dict], what: str) -> str:

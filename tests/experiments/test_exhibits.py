@@ -70,6 +70,22 @@ def test_the_verdict_follows_value_and_interval(limits, found, verdict):
     assert exhibit.Threshold("a claim", "a paper", "paper", **limits).verdict(Interval(*numbers)) == verdict
 
 
+@pytest.mark.slow
+def test_another_threshold_judges_the_kept_values_anew(tmp_path, monkeypatch):
+    name = "f11_best_of_n_kl"
+    script = runs.experiment(name)
+    folder = exhibit.show(name, script.make, script.Grid, tmp_path, short=True)
+    stricter = exhibit.read(name)
+    stricter.claims["loose"]["at_least"] = 0.99
+    monkeypatch.setattr(exhibit, "read", lambda name: stricter)
+    assert exhibit.is_done(name, tmp_path, short=True)
+    assert [row["verdict"] for row in exhibit.judge(name, tmp_path)] == ["holds", "holds", "fails"]
+    assert json.loads((folder / "claims.json").read_text())[2]["verdict"] == "fails"
+    stricter.claims["new"] = stricter.claims["loose"]
+    assert not exhibit.is_done(name, tmp_path, short=True)
+    assert exhibit.judge(name, tmp_path / "nowhere") == []
+
+
 def test_an_unknown_setting_of_the_grid_is_refused_by_name(tmp_path):
     script = runs.experiment("f11_best_of_n_kl")
     with pytest.raises(ConfigError, match="anwsers"):
