@@ -95,7 +95,7 @@ def plane(axis: Axes, rows: pd.DataFrame, line: pd.DataFrame) -> None:
         axis.plot(path["kl"], path["reward"], color=drawn["color"], lw=0.6, alpha=0.6, zorder=2)
         axis.plot(path["kl"].iloc[-1], path["reward"].iloc[-1], ls="", ms=4.5, mec="white", mew=0.4, zorder=3, **drawn)
     root_scale(axis, "x", 1.08 * rows["kl"].max())
-    axis.set(xlabel=KL_LABEL, ylabel="expected gold reward, sd of the reference")
+    axis.set(xlabel=KL_LABEL, ylabel="gold reward, sd of the reference")
 
 
 def gaps(axis: Axes, last: pd.DataFrame, methods: list[str]) -> None:
@@ -129,24 +129,24 @@ def of_pairs(axis: Axes, rows: pd.DataFrame) -> None:
     axis.set(xscale="log", xlabel="pairs, as many updates each", ylabel="DPO below the frontier, sd", ylim=(0, None))
 
 
-def draw(rows: pd.DataFrame, last: pd.DataFrame, line: pd.DataFrame, pairs: pd.DataFrame) -> Figure:
+def draw(rows: pd.DataFrame, last: pd.DataFrame, line: pd.DataFrame, pairs: pd.DataFrame, beta: float) -> Figure:
     methods = [method for method in LABELS if method in set(rows["method"])]
     methods += [method for method in rows["method"].unique() if method not in methods]
     shown = rows["seed"].iloc[0]
     with style():
         figure, axes = panels(
-            2, 2, 2.5, title="Methods with the reward reach the exact frontier, offline ones stay below"
+            2, 2, 2.5, title="With the gold reward methods come near the frontier; from pairs they stay below"
         )
         plane(axes[0], rows[rows["seed"] == shown], line)
-        axes[0].set_title(f"every evaluation, environment {shown}; frontier exact")
+        axes[0].set_title(f"every evaluation in environment {shown}")
         gaps(axes[1], last, methods)
-        axes[1].set_title("how far below, mean and 95% interval over environments")
+        axes[1].set_title("how far below; mean, 95% interval")
         regrets(
             axes[2], last, [method for method in methods if method not in ("sft", "unlikelihood", "rejection", "ipo")]
         )
-        axes[2].set_title("regret at each method's own β")
+        axes[2].set_title("regret at each method's own β; mean, 95% interval")
         of_pairs(axes[3], pairs)
-        axes[3].set_title("DPO with more pairs")
+        axes[3].set_title(f"DPO with more pairs, β = {beta:g}")
         handles = [Line2D([], [], color="black", lw=1.4, label="exact frontier")]
         handles += [Line2D([], [], ls="", ms=5, label=LABELS.get(method, method), **look(method)) for method in methods]
         figure.legend(handles=handles, loc="outside lower center", ncols=5)
@@ -175,13 +175,13 @@ def make(grid: Grid, folder: Path) -> Findings:
     line = sweep.frontier[sweep.frontier["run"] == first]
     line = line[line["kl"] <= 1.05 * rows["kl"].max()]
     notes = (f"{last['run'].nunique()} runs in {last['seed'].nunique()} environments.",)
-    return Findings(draw(rows, last, line, pairs), values, {"ends": last, "pairs": pairs}, notes)
+    return Findings(draw(rows, last, line, pairs, grid.pairs_beta), values, {"ends": last, "pairs": pairs}, notes)
 
 
 def settings_of(sweep: Sweep) -> pd.DataFrame:
     """run, and the setting that tells it from the other runs of its method: all that was swept but the seed."""
     swept = [key for key in sweep.keys if key not in ("seed", "sweep", "testbed.seed", "data.seed", "reward.path")]
-    text = sweep.runs[["beta", *swept]].astype(str).agg(" ".join, axis=1)
+    text = sweep.runs[["beta", *swept]].map(str).agg(" ".join, axis=1)
     return pd.DataFrame({"run": sweep.runs["run"], "setting": text})
 
 

@@ -142,8 +142,8 @@ def draw(rows: pd.DataFrame, found: pd.DataFrame, grid: Grid) -> Figure:
         axes[2].set(
             xlabel="round", ylabel="share of seeds that found it", ylim=(0, 1.02), title="a needle of mass e^-6"
         )
-        axes[2].legend(loc="best")
         figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower left", ncols=2)
+        figure.legend(*axes[2].get_legend_handles_labels(), loc="outside lower right", ncols=2)
     return figure
 
 
