@@ -36,7 +36,7 @@ from rlpref.report.figures import save
 from rlpref.report.ladder import ladder_figure
 from rlpref.report.tables import interval_text, markdown
 from rlpref.testbed import ladder
-from rlpref.testbed.coverage import NearPairs, pair_distribution
+from rlpref.testbed.coverage import TiedPairs, pair_distribution
 from rlpref.testbed.ladder import MODEL_STEPS, SOURCES, Ladder, Learner
 from rlpref.testbed.optima import conditionals_of
 from rlpref.testbed.preferences import preference_model
@@ -97,8 +97,8 @@ def _data(config: dict, parts: Parts, ref: torch.Tensor) -> tuple:
     """(the conditionals of the answers in the pairs, who labels them)."""
     data = config["data"]
     drawn = pair_distribution(data["pairs_from"], data["pairs_from_options"])(parts.task, ref)
-    if isinstance(drawn, NearPairs):
-        raise ConfigError("the ladder needs pairs drawn independently; data.pairs_from is 'near'.")
+    if isinstance(drawn, TiedPairs):
+        raise ConfigError(f"the ladder needs pairs drawn independently; data.pairs_from is '{data['pairs_from']}'.")
     mu = conditionals_of(parts.task, drawn, elsewhere=ref)
     return mu, preference_model(data["preference"], data["preference_options"])(parts.task)
 

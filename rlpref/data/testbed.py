@@ -11,7 +11,7 @@ from torch import Tensor
 from rlpref.binding import ConfigError
 from rlpref.data.context import DataContext, RowSplit
 from rlpref.data.rows import KwiseRow, Row, UnpairedRow
-from rlpref.testbed.coverage import NearPairs, draw_answers, draw_pairs, pair_distribution
+from rlpref.testbed.coverage import TiedPairs, draw_answers, draw_pairs, pair_distribution
 from rlpref.testbed.exact import expectation
 from rlpref.testbed.preferences import Preference, preference_model
 from rlpref.testbed.task import Testbed, conditionals
@@ -71,13 +71,13 @@ def check_kind(kind: str, k: int | None, preference: str, pairs_from: str) -> No
         raise ConfigError(f"data.kind '{kind}' does not use 'k': that is for data.kind=kwise.")
     if kind != "pairs" and preference != "bradley_terry":
         raise ConfigError(f"data.preference '{preference}' labels pairs; data.kind '{kind}' has 'bradley_terry' only.")
-    if kind != "pairs" and pairs_from == "near":
-        raise ConfigError(f"data.pairs_from 'near' makes pairs; data.kind '{kind}' cannot use it.")
+    if kind != "pairs" and pairs_from in ("near", "listed"):
+        raise ConfigError(f"data.pairs_from '{pairs_from}' makes pairs; data.kind '{kind}' cannot use it.")
 
 
 def pair_rows(
     task: Testbed,
-    source: Tensor | NearPairs,
+    source: Tensor | TiedPairs,
     preference: Preference,
     annotator: str,
     n: int,

@@ -14,10 +14,12 @@ from torch import Tensor
 from rlpref.evaluation.displacement import masses
 from rlpref.models.bundle import Models
 from rlpref.testbed import exact, measures, optima
-from rlpref.testbed.coverage import NearPairs, coverage, pair_distribution
+from rlpref.testbed.coverage import TiedPairs, coverage, pair_distribution
 from rlpref.testbed.duels import TestbedPreference, played
 from rlpref.testbed.own import OwnRegret
 from rlpref.testbed.task import Testbed, conditionals
+
+FEW = 8  # answers: a bandit with at most so many logs the probability of each
 
 
 @dataclass
@@ -31,11 +33,12 @@ class ExactEvaluator:
     game: Callable[[Tensor], dict[str, float]] | None = None  # None: training asks for no preference
 
     def __call__(
-        self, models: Models, drawn_from: Tensor | NearPairs | None = None, judged: Tensor | None = None
+        self, models: Models, drawn_from: Tensor | TiedPairs | None = None, judged: Tensor | None = None
     ) -> dict[str, float]:
         """Mean over prompts of reward, cost where the task has one, KL to the initial reference, regret, gap to the
         frontier, ...; how well the distribution `drawn_from` of the data's pairs covers the policy as it is now, and
-        how probable the answers are that these pairs chose or rejected (`judged`: rlpref.evaluation.displacement).
+        how probable the answers are that these pairs chose or rejected (`judged`: rlpref.evaluation.displacement). Of a
+        bandit, one prompt with at most FEW answers of one token, the probability of each answer.
 
         What is not defined is left out: efficiency and credit of a policy that has not moved, regret and credit
         without a beta, coefficients of coverage that are infinite because the policy has left the support. So is the
@@ -55,6 +58,8 @@ class ExactEvaluator:
             "exact/entropy": float(exact.entropy(task, policy).mean()),
             "exact/length": float(exact.expectation(task, policy, exact.lengths(task)).mean()),
         }
+        if policy.numel() <= FEW and task.tree.prompts == task.tree.horizon == 1:
+            row |= {f"exact/p_{i}": p for i, p in enumerate(policy.flatten().exp().tolist())}
         if task.costs is not None:
             row["exact/cost"] = float(exact.expectation(task, policy, task.costs).mean())
         if drawn_from is not None:

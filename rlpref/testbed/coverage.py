@@ -2,7 +2,8 @@
 
 A distribution is `distribution(task, ref, **options)`, with `ref` the conditionals [prompts, inner, vocab] of the run's
 reference. It returns mu, the log-probs of finished answers in the same shape (-inf where no answer ends or none can
-come), from which both answers of a pair are drawn independently; only `near` ties the second answer to the first.
+come), from which both answers of a pair are drawn independently; `near` and `listed` tie the second answer to the
+first.
 To add one, write the function and name it in PAIRS_FROM.
 """
 
@@ -31,7 +32,18 @@ class NearPairs:
     answers: Tensor  # [prompts, inner, vocab] log-probs of an answer of a pair, whether first or second
 
 
-def pair_distribution(name: str, options: Mapping[str, Any] | None) -> Callable[[Testbed, Tensor], Tensor | NearPairs]:
+@dataclass
+class ListedPairs:
+    """Pairs from a list, each entry of which is equally likely."""
+
+    pairs: Tensor  # [n, 2] flat places in [inner, vocab], the same for every prompt
+    answers: Tensor  # [prompts, inner, vocab] log-probs of an answer of a pair, whether first or second
+
+
+TiedPairs = NearPairs | ListedPairs  # whose second answer depends on the first
+
+
+def pair_distribution(name: str, options: Mapping[str, Any] | None) -> Callable[[Testbed, Tensor], Tensor | TiedPairs]:
     """The distribution of that name with its options. Raises ConfigError for an unknown name and for an option
     that the distribution does not use, lacks, or cannot take."""
     return bind(choose(PAIRS_FROM, name, "data.pairs_from"), options or {}, f"data.pairs_from '{name}'", 2)
@@ -91,18 +103,35 @@ def near(task: Testbed, ref: Tensor, distance: int) -> NearPairs:
     return NearPairs(first, distance, ((first.exp() + second.view_as(first)) / 2).log())
 
 
-PAIRS_FROM: dict[str, Callable[..., Tensor | NearPairs]] = {
+def listed(task: Testbed, ref: Tensor, pairs: Sequence[Sequence[int]]) -> ListedPairs:
+    """One of `pairs` uniformly, with replacement: two numbers each, of finished answers in the order of
+    `task.ends.flatten()`. A pair that stands there twice comes twice as often. For small spaces, in which a data set
+    is written by hand."""
+    answers = answer_places(task)
+    within = all(len(pair) == 2 and all(0 <= number < len(answers) for number in pair) for pair in pairs)
+    _require(bool(pairs) and within, "listed", f"pairs of numbers from 0 to {len(answers) - 1}", list(pairs))
+    chosen = answers[torch.tensor([list(pair) for pair in pairs])]
+    share = torch.zeros(task.ends.numel(), dtype=torch.float64)
+    share.index_add_(0, chosen.flatten(), torch.full((chosen.numel(),), 1 / chosen.numel(), dtype=torch.float64))
+    return ListedPairs(chosen, share.log().view(task.ends.shape).expand(task.tree.prompts, -1, -1))
+
+
+PAIRS_FROM: dict[str, Callable[..., Tensor | TiedPairs]] = {
     "reference": reference,
     "tempered": tempered,
     "holes": holes,
     "mixed": mixed,
     "shifted": shifted,
     "near": near,
+    "listed": listed,
 }
 
 
-def draw_pairs(task: Testbed, source: Tensor | NearPairs, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def draw_pairs(task: Testbed, source: Tensor | TiedPairs, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """(prompts [n], pairs of answers [n, 2]) as flat places in [inner, vocab]; prompts are equally likely."""
+    if isinstance(source, ListedPairs):
+        prompt = torch.randint(task.tree.prompts, (n,), generator=generator)
+        return prompt, source.pairs[torch.randint(len(source.pairs), (n,), generator=generator)]
     first = source.first if isinstance(source, NearPairs) else source
     prompt, answers = draw_answers(task, first, n, 2, generator)
     if isinstance(source, NearPairs):
@@ -121,14 +150,14 @@ def draw_answers(task: Testbed, mu: Tensor, n: int, k: int, generator: torch.Gen
     return prompt, drawn.view(prompts, n, k)[prompt, torch.arange(n)]
 
 
-def coverage(task: Testbed, pi_star: Tensor, mu: Tensor | NearPairs) -> dict[str, float]:
+def coverage(task: Testbed, pi_star: Tensor, mu: Tensor | TiedPairs) -> dict[str, float]:
     """How well mu covers pi_star, both given as log-probs of answers [prompts, inner, vocab]; exact.
 
     c_inf: the largest pi*(y|x) / mu(y|x) of any answer to any prompt (concentrability of pi* alone);
     c_2: E_pi*[pi*/mu], the mean over prompts; outside: the mass of pi* where mu is 0, the mean over prompts.
     Both coefficients are infinite as soon as `outside` is above 0, and 1 where mu is pi*.
     """
-    mu = mu.answers if isinstance(mu, NearPairs) else mu
+    mu = mu.answers if isinstance(mu, TiedPairs) else mu
     p = torch.where(task.ends, pi_star.exp(), 0.0)
     ratio = torch.where(p > 0, (pi_star - mu).exp(), 0.0)  # what pi* never gives needs no cover
     return {

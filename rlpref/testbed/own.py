@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rlpref.binding import ConfigError
 from rlpref.losses.modifiers import make_modifiers
-from rlpref.testbed.coverage import NearPairs, pair_distribution
+from rlpref.testbed.coverage import TiedPairs, pair_distribution
 from rlpref.testbed.duels import chosen_policy, ipo_optimum
 from rlpref.testbed.exact import sequence_kl
 from rlpref.testbed.optima import conditionals_of, constrained
@@ -39,7 +39,7 @@ def own_regret(algorithm: Mapping[str, Any], data: Mapping[str, Any], task: Test
         return None
     drawn = pair_distribution(data["pairs_from"], data["pairs_from_options"])(task, ref)
     preference = preference_model(data["preference"], data["preference_options"])(task)
-    if isinstance(drawn, NearPairs) or preference.decided:
+    if isinstance(drawn, TiedPairs) or preference.decided:
         return None
     return measure(task, ref, conditionals_of(task, drawn, elsewhere=ref), preference, algorithm)
 

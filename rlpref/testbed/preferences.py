@@ -219,6 +219,18 @@ def judge(task: Testbed, labels: int, seed: int, l2: float = 1e-3, temperature: 
     return Preference(_logistic(scores, temperature))
 
 
+def table(task: Testbed, wins: Sequence[Sequence[float]]) -> Preference:
+    """P(y beats y') written by hand: a square of probabilities with wins[i][j] + wins[j][i] = 1, the same for every
+    prompt, answers in the order of `task.ends.flatten()`. For small spaces."""
+    size = len(answer_places(task))
+    _require(len(wins) == size and {len(row) for row in wins} == {size}, "table", f"wins of {size} by {size}", wins)
+    square = torch.tensor([list(row) for row in wins], dtype=torch.float64)
+    try:
+        return tabulated(task, square.expand(task.tree.prompts, -1, -1))
+    except ValueError as error:
+        raise ConfigError(f"data.preference 'table': {error}.") from error
+
+
 PREFERENCES: dict[str, Callable[..., Preference]] = {
     "bradley_terry": bradley_terry,
     "deterministic": deterministic,
@@ -231,6 +243,7 @@ PREFERENCES: dict[str, Callable[..., Preference]] = {
     "non_transitive": non_transitive,
     "ties": ties,
     "judge": judge,
+    "table": table,
 }
 
 

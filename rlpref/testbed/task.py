@@ -51,10 +51,12 @@ def make_testbed(
     options: Mapping[str, Any] | None = None,
     cost: str | None = None,
     cost_options: Mapping[str, Any] | None = None,
+    reference_spread: float = 0.5,
 ) -> Testbed:
     """The task of that seed. Gold rewards have mean 0 and variance 1 per prompt under the reference, unless
     their family says otherwise. `options` are the settings of the reward's family; null: it has none. So it is with
-    `cost` and `cost_options`; null: no cost. A cost changes neither reference nor reward.
+    `cost` and `cost_options`; null: no cost. A cost changes neither reference nor reward. `reference_spread` is the
+    standard deviation of the reference's next-token logits; 0: it is uniform.
 
     Raises ConfigError for sizes that make no task or cannot be enumerated, for an unknown reward or cost, and
     for an option that its family does not use.
@@ -66,6 +68,8 @@ def make_testbed(
     if vocab < 2 or horizon < 1 or prompts < 1:
         raise ConfigError(f"testbed needs vocab >= 2, horizon >= 1, prompts >= 1; got {vocab}, {horizon}, {prompts}.")
     entries = prompts * vocab * sum((vocab - 1) ** t for t in range(horizon))
+    if reference_spread < 0:
+        raise ConfigError(f"testbed.reference_spread must not be below 0, but is {reference_spread}.")
     if entries > LARGEST_TREE:
         raise ConfigError(
             f"testbed with vocab {vocab}, horizon {horizon}, prompts {prompts} has {entries:,} table entries; "
@@ -78,8 +82,8 @@ def make_testbed(
     ends[depth == horizon - 1] = True
     generator = torch.Generator().manual_seed(seed)
     previous = prefixes.gather(1, (depth - 1).clamp(min=0)[:, None])[:, 0]  # -1 (the last row) at the start
-    # Spread 0.5: every answer stays likely enough that pairs from the reference can tell its reward.
-    bigram = 0.5 * torch.randn(prompts, vocab + 1, vocab, generator=generator, dtype=torch.float64)
+    # At a spread of 0.5 every answer stays likely enough that pairs from the reference can tell its reward.
+    bigram = reference_spread * torch.randn(prompts, vocab + 1, vocab, generator=generator, dtype=torch.float64)
     ref = bigram[:, previous].log_softmax(-1)
     task = Testbed(tree, seed, reward, prefixes, depth, ends, ref, torch.zeros_like(ref))
     task.rewards = gold_rewards(task, family, generator)

@@ -20,12 +20,14 @@ PREFERENCE_OPTIONS = {
     "non_transitive": {"gamma": 3.0, "seed": 1},
     "ties": {"band": 0.5, "rule": "drop"},
     "judge": {"labels": 30, "seed": 1},
+    "table": {"wins": [[0.5 + 0.03 * (i - j) for j in range(15)] for i in range(15)]},
 }
 SOURCE_OPTIONS = {
     "tempered": {"temperature": 2.0},
     "holes": {"factor": [1]},
     "mixed": {"epsilon": 0.3, "beta": 0.5},
     "near": {"distance": 1},
+    "listed": {"pairs": [[0, 1], [2, 5]]},
 }
 
 

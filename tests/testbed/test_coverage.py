@@ -16,6 +16,7 @@ OPTIONS = {
     "holes": {"factor": [1]},
     "mixed": {"epsilon": 0.3, "beta": 0.5},
     "near": {"distance": 2},
+    "listed": {"pairs": [[0, 3], [3, 1], [0, 3]]},
 }
 
 
@@ -28,7 +29,7 @@ def of_answers(task, table):
 
 
 def answers_of(found):
-    return found.answers if isinstance(found, c.NearPairs) else found
+    return found.answers if isinstance(found, c.TiedPairs) else found
 
 
 @pytest.mark.parametrize("name", c.PAIRS_FROM)
@@ -101,13 +102,24 @@ def test_drawn_answers_have_the_frequencies_of_their_distribution(task, name):
     assert abs(int((prompt == 0).sum()) - n / 2) < 4 * math.sqrt(n / 4)
     for x in range(2):
         mine = drawn[prompt == x]
-        # columns one at a time: the two answers of a near pair are not independent
+        # columns one at a time: the two answers of a tied pair are not independent
         p = answers_of(found)[x].flatten().exp()
         counts = torch.stack([torch.bincount(column, minlength=len(p)) for column in mine.T]).double().sum(0)
         assert (counts[p == 0] == 0).all()
-        # of near pairs both count, and an answer is at most once in a pair: the variance is at most doubled
-        spread = (2 * len(mine) * p * (1 - p) * (2 if name == "near" else 1)).sqrt()
+        # of tied pairs both count, and an answer is at most once in a pair: the variance is at most doubled
+        spread = (2 * len(mine) * p * (1 - p) * (2 if name in ("near", "listed") else 1)).sqrt()
         assert ((counts - 2 * len(mine) * p).abs() <= 4 * spread + 1e-9).all()
+
+
+def test_listed_pairs_come_as_often_as_they_are_listed_and_in_their_order(task):
+    found = distribution(task, "listed", pairs=[[0, 3], [3, 1], [0, 3]])
+    _, drawn = c.draw_pairs(task, found, 30_000, torch.Generator().manual_seed(0))
+    answers = task.ends.flatten().nonzero()[:, 0].tolist()
+    distinct, counts = drawn.unique(dim=0, return_counts=True)
+    assert distinct.tolist() == [[answers[0], answers[3]], [answers[3], answers[1]]]
+    assert abs(counts[0] - 20_000) < 4 * math.sqrt(30_000 * 2 / 9)
+    with pytest.raises(ConfigError, match="numbers from 0 to 14"):
+        distribution(task, "listed", pairs=[[0, 15]])
 
 
 def two_answers(ps):

@@ -19,6 +19,7 @@ OPTIONS = {
     "non_transitive": {"gamma": 3.0, "seed": 1, "features": 4},
     "ties": {"band": 0.5, "rule": "drop"},
     "judge": {"labels": 30, "seed": 1},
+    "table": {"wins": [[0.5 + 0.03 * (i - j) for j in range(15)] for i in range(15)]},
 }
 
 
@@ -48,6 +49,14 @@ def test_either_answer_of_a_pair_wins(task, name):
     assert ((found >= 0) & (found <= 1)).all()
     torch.testing.assert_close(found + found.transpose(1, 2), torch.ones_like(found))
     torch.testing.assert_close(found.diagonal(dim1=1, dim2=2), torch.full((2, 15), 0.5).double())
+
+
+def test_a_table_is_the_preference_itself_and_refused_where_it_is_none(task):
+    torch.testing.assert_close(matrix(task, "table")[0], torch.tensor(OPTIONS["table"]["wins"]).double())
+    with pytest.raises(ConfigError, match="wins of 15 by 15"):
+        model(task, "table", wins=[[0.5]])
+    with pytest.raises(ConfigError, match="P\\(a beats b\\)"):
+        model(task, "table", wins=[[0.6] * 15] * 15)
 
 
 def sigma(x):

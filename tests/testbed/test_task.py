@@ -145,6 +145,13 @@ def test_a_task_that_cannot_be_made_is_refused(settings, message):
         make_testbed(**{"vocab": 4, "horizon": 2, "prompts": 2, "seed": 0, "reward": "ngram"} | settings)
 
 
+def test_a_reference_without_spread_is_uniform():
+    task = make_testbed(3, 1, 2, seed=0, reward="ngram", reference_spread=0.0)
+    torch.testing.assert_close(task.ref.exp(), torch.full((2, 1, 3), 1 / 3, dtype=torch.float64))
+    with pytest.raises(ConfigError, match="reference_spread must not be below 0"):
+        make_testbed(3, 1, 2, seed=0, reward="ngram", reference_spread=-1.0)
+
+
 def test_the_seed_makes_the_task():
     same, again, other = (make_testbed(4, 2, 3, seed=s, reward="ngram") for s in (1, 1, 2))
     assert torch.equal(same.ref, again.ref)
