@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from rlpref.testbed.exact import answer_logps, lengths
-from rlpref.testbed.task import Testbed
+from rlpref.testbed.task import Testbed, answer_places
 
 BETAS = torch.logspace(3, -3, 121, dtype=torch.float64).tolist()
 
@@ -94,6 +94,24 @@ def frontier(
     mass = answer_logps(task, ref).flatten(1)
     points = [_tilted(mass, rewards.flatten(1), beta) for beta in betas]
     return {"beta": list(betas), "kl": [kl for kl, _ in points], "reward": [reward for _, reward in points]}
+
+
+def tilted_path(
+    task: Testbed, ref: Tensor, scores: Tensor, betas: Sequence[float], values: Sequence[Tensor]
+) -> tuple[Tensor, Tensor]:
+    """What ref exp(scores/beta)/Z is worth for each beta: (KL to `ref` [betas] in nats, means [betas, values] of
+    functions of finished answers), averaged over prompts. With the scores among the values it is `frontier`; with the
+    gold reward, the path of a policy that optimises a proxy."""
+    answers = answer_places(task)
+    mass, scores = answer_logps(task, ref).flatten(1)[:, answers], scores.flatten(1)[:, answers]
+    of_answers = torch.stack([value.flatten(1)[:, answers] for value in values])
+    kls, means = [], []
+    for beta in betas:
+        logps = (mass + scores / beta).log_softmax(1)
+        p = logps.exp()
+        kls.append(torch.where(p > 0, p * (logps - mass), 0.0).sum(1).mean())
+        means.append((p * of_answers).sum(2).mean(1))
+    return torch.stack(kls), torch.stack(means)
 
 
 def frontier_reward(task: Testbed, ref: Tensor, rewards: Tensor, kl: float) -> float:

@@ -8,7 +8,7 @@ sums of the same token weights in another order differ in their last digit.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from scipy.special import betainc
@@ -42,6 +42,25 @@ def best_of_n_kl(task: Testbed, ref: Tensor, scores: Tensor, n: float) -> Tensor
         logs = _log_best(mass, log_f, n)
         values.append(torch.where(logs > float("-inf"), logs.exp() * (logs - mass.log()), 0.0).sum())
     return torch.stack(values)
+
+
+def best_of_n_path(
+    task: Testbed, ref: Tensor, scores: Tensor, ns: Sequence[float], values: Sequence[Tensor]
+) -> tuple[Tensor, Tensor]:
+    """What best-of-n is worth for many n at once: (exact KL to `ref` [ns] in nats, means [ns, values] of functions of
+    finished answers), averaged over prompts. The scores are ranked once: a level's mass changes with n, and within
+    it answers keep their shares."""
+    _at_least_one(min(ns))
+    answers, n = answer_places(task), torch.tensor(ns, dtype=ref.dtype)[:, None]
+    within = answer_logps(task, ref).flatten(1)[:, answers].exp()
+    kls, means = [], []
+    for x, (level, mass, log_f) in enumerate(_levels(task, ref, scores)):
+        logs = _log_best(mass, log_f, n)
+        kls.append(torch.where(logs > float("-inf"), logs.exp() * (logs - mass.log()), 0.0).sum(1))
+        of_answers = torch.stack([value.flatten(1)[x, answers] * within[x] for value in values])
+        of_levels = of_answers.new_zeros(len(values), len(mass)).index_add(1, level, of_answers)
+        means.append(logs.exp() @ torch.where(mass > 0, of_levels / mass, 0.0).T)
+    return torch.stack(kls).mean(0), torch.stack(means).mean(0)
 
 
 def best_of_n_kl_bound(n: float) -> float:

@@ -239,3 +239,14 @@ def test_near_the_reference_the_reward_rises_with_the_root_of_the_kl():
     task = make_testbed(vocab=4, horizon=2, prompts=1, seed=0, reward="ngram")
     kl, reward = optima.tilted(task, task.ref, task.rewards, 1e4)
     assert reward == pytest.approx(math.sqrt(2 * kl), rel=1e-3)
+
+
+def test_the_path_of_a_proxy_is_what_each_of_its_optima_is_worth(task):
+    proxy = torch.randn(task.rewards.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * task.ends
+    betas = [100.0, 1.0, 0.05]
+    kl, means = optima.tilted_path(task, task.ref, proxy, betas, [task.rewards, proxy])
+    for i, beta in enumerate(betas):
+        policy = optima.optimum(task, task.ref, proxy, beta).policy
+        expected = [exact.expectation(task, policy, values).mean() for values in (task.rewards, proxy)]
+        torch.testing.assert_close(means[i], torch.stack(expected))
+        torch.testing.assert_close(kl[i], exact.sequence_kl(task, policy, task.ref).mean())

@@ -89,6 +89,18 @@ def test_the_kl_of_best_of_n_is_exact_and_below_its_bound(task, n):
     assert (kl <= -best[:, 0] + 1e-12).all()
 
 
+@pytest.mark.parametrize("rounding", [False, True])
+def test_the_path_of_best_of_n_is_what_each_policy_is_worth(task, rounding):
+    scores, ns = task.rewards.round() if rounding else task.rewards, [1, 2.5, 40, 60_000]
+    worth = torch.randn(task.rewards.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    kl, means = selection.best_of_n_path(task, task.ref, scores, ns, [worth, task.rewards])
+    for i, n in enumerate(ns):
+        policy = selection.best_of_n(task, task.ref, scores, n)
+        expected = [exact.expectation(task, policy, values).mean() for values in (worth, task.rewards)]
+        torch.testing.assert_close(means[i], torch.stack(expected), atol=1e-10, rtol=0)
+        torch.testing.assert_close(kl[i], selection.best_of_n_kl(task, task.ref, scores, n).mean(), atol=1e-10, rtol=0)
+
+
 def test_the_bound_is_nearly_met_by_many_small_answers(finished):
     task = make_testbed(vocab=8, horizon=4, prompts=1, seed=0, reward="ngram")
     kl = selection.best_of_n_kl(task, task.ref, task.rewards, 2).item()
@@ -159,6 +171,7 @@ def test_answers_without_mass_are_never_kept(task, finished):
     [
         lambda task: selection.best_of_n(task, task.ref, task.rewards, 0),
         lambda task: selection.best_of_n_kl_bound(0.5),
+        lambda task: selection.best_of_n_path(task, task.ref, task.rewards, [4, 0], [task.rewards]),
         lambda task: selection.order_statistic(task, task.ref, task.rewards, 0, 3),
         lambda task: selection.order_statistic(task, task.ref, task.rewards, 4, 3),
         lambda task: selection.rejection_rounds(task, task.ref, task.rewards, 2, 0, keep_all=True),
