@@ -9,6 +9,8 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import hydra
@@ -118,6 +120,33 @@ def clean_environment(home: Path | None = None) -> dict[str, str]:
     kept = {key: value for key, value in os.environ.items() if not key.startswith("WANDB_")}
     kept.pop("PYTHONDONTWRITEBYTECODE", None)  # without bytecode every start compiles all of torch anew
     return kept | ({"HOME": str(home)} if home else {})
+
+
+def interrupt_at(patch: pytest.MonkeyPatch, step: int, how: Callable[[], None] | None = None) -> None:
+    """Ctrl-C, or `how`, just before the update of that step."""
+    from rlpref.trainer import Trainer
+
+    update = Trainer._update
+
+    def cut(self, batch):
+        if self.at.step == step:
+            (how or _interrupt)()
+        return update(self, batch)
+
+    patch.setattr(Trainer, "_update", cut)
+
+
+def _interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+@contextmanager
+def interrupted_at(monkeypatch: pytest.MonkeyPatch, step: int) -> Iterator[None]:
+    """What runs inside is interrupted just before the update of that step, and only that."""
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, step)
+        with pytest.raises(KeyboardInterrupt):
+            yield
 
 
 def read_rows(file: Path) -> list[dict]:
