@@ -20,7 +20,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
-from rlpref.train import LossConfigs
+from rlpref.loss_source import LossConfigs
 
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"

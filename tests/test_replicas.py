@@ -7,7 +7,8 @@ import torch
 from safetensors.torch import load_file
 
 import runs
-from rlpref.run import Job, run_side_by_side, side_by_side
+from rlpref.jobs import Job, side_by_side
+from rlpref.run import run_side_by_side
 from rlpref.trainer import Trainer
 
 pytestmark = pytest.mark.slow
@@ -120,7 +121,7 @@ def test_only_runs_that_differ_in_seed_beta_and_learning_rate_share_a_group(tmp_
         return [[int(job.folder.name) for job in group] for group in side_by_side(jobs(tmp_path, variants))]
 
     assert groups() == [[0, 2, 4, 7], [1], [3], [5], [6]]
-    monkeypatch.setattr("rlpref.run.MOST", 3)
+    monkeypatch.setattr("rlpref.jobs.MOST", 3)
     assert groups() == [[0, 2, 4], [7], [1], [3], [5], [6]]
 
 

@@ -12,7 +12,8 @@ import pytest
 import yaml
 
 import runs
-from rlpref.run import Job, run, run_side_by_side
+from rlpref.jobs import Job
+from rlpref.run import run, run_side_by_side
 from stub_wandb import stub_wandb
 
 pytestmark = pytest.mark.slow
