@@ -1,12 +1,11 @@
-"""The Hydra entry: compose a configuration, run it. With the sweep's callback; nothing but this and loss_source.py
-knows Hydra.
+"""The Hydra entry: compose a configuration, run it. With the sweep's callback; nothing but this, compose.py and
+loss_source.py knows Hydra.
 
 Heavy imports wait until a job starts, so that `--help`, tab completion and a misspelt option answer at once.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import signal
 import sys
@@ -25,7 +24,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from rlpref import loss_source  # noqa: F401  (Hydra finds the configurations of the losses from here on)
+from rlpref.compose import compose_all, config_path
 from rlpref.logging.folder import config_hash, write_json
 
 if TYPE_CHECKING:
@@ -34,12 +33,6 @@ if TYPE_CHECKING:
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 FAILED: list[str] = []  # jobs of this process that did not finish
 WAITING: list = []  # runs of a sweep that are trained together when all are known
-
-
-def _config_path() -> str:
-    """conf/ as a package where rlpref is installed, the folder itself in a bare checkout."""
-    installed = importlib.util.find_spec("rlpref.conf") is not None
-    return "pkg://rlpref.conf" if installed else str(Path(__file__).parents[1] / "conf")
 
 
 def _run_name(*, _root_: DictConfig) -> str:
@@ -52,7 +45,7 @@ def _run_name(*, _root_: DictConfig) -> str:
 OmegaConf.register_new_resolver("rlpref.run_name", _run_name, replace=True)
 
 
-@hydra.main(version_base="1.3", config_path=_config_path(), config_name="train")
+@hydra.main(version_base="1.3", config_path=config_path(), config_name="train")
 def job(config: DictConfig) -> None:
     """One job. A failure is written into its run folder and remembered; the jobs after it still run.
 
@@ -137,10 +130,7 @@ def _grid(overrides: Sequence[str]) -> list[DictConfig]:
         else [one.input_line]
         for one in OverridesParser.create().parse_overrides(list(overrides))
     ]
-    path = _config_path()
-    start = hydra.initialize_config_module if path.startswith("pkg://") else hydra.initialize_config_dir
-    with start(path.removeprefix("pkg://"), version_base="1.3"):
-        jobs = [hydra.compose("train", list(each), return_hydra_config=True) for each in product(*axes)]
+    jobs = compose_all(product(*axes))
     if jobs[0].hydra.sweeper.params:
         raise ConfigError("an experiment with a grid of its own is no sweep of Python's: call `rlpref experiment=...`.")
     return jobs

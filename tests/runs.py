@@ -15,11 +15,11 @@ from pathlib import Path
 
 import hydra
 import pytest
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
+from rlpref.compose import with_values
 from rlpref.loss_source import LossConfigs
 
 ROOT = Path(__file__).parents[1]
@@ -74,12 +74,9 @@ def compose(*overrides: str) -> tuple[dict, tuple[str, ...]]:
 
 @functools.cache
 def _composed(overrides: tuple[str, ...]) -> dict:
-    """What Hydra composes, which takes longer than a small run. It reads the files of the same choices once here; the
-    values are set by its own function, after all choices, as it does itself."""
+    """What Hydra composes, which takes longer than a small run: files of the same choices are read once."""
     chosen = tuple(override for override in overrides if _is_choice(override))
-    config = copy.deepcopy(_chosen(chosen))
-    values = [_parsed(override) for override in overrides if override not in chosen]
-    ConfigLoaderImpl._apply_overrides_to_config(values, config)
+    config = with_values(_chosen(chosen), [_parsed(override) for override in overrides if override not in chosen])
     return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
 
 

@@ -26,6 +26,7 @@ LAYERS = [
     {"build_rewards", "export", "judging"},
     {"build", "jobs"},
     {"run", "loss_source"},
+    {"compose"},
     {"train", "verify"},
 ]
 LEVEL = {room: level for level, layer in enumerate(LAYERS) for room in layer}
@@ -34,7 +35,7 @@ ALONE = {"verify": {"binding", "types", "ops", "losses"}}  # rooms beside the bu
 BESIDE = {("checkpoint", "logging")}
 HYDRAS = {"Callback", "ConfigSource", "SearchPathPlugin"}
 BASES = {"Module", "Function", "Protocol", "NamedTuple", "TensorBatch", "ProgressColumn"} | HYDRAS  # and any Exception
-HYDRAS_OWN = {PACKAGE / "train.py", PACKAGE / "loss_source.py"}
+HYDRAS_OWN = {PACKAGE / f"{name}.py" for name in ("train", "compose", "loss_source")}
 
 
 @functools.cache
