@@ -15,8 +15,9 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 import rlpref.train  # noqa: F401  (the configurations of the losses)
+from rlpref.jobs import Job
 from rlpref.process import prepare_process
-from rlpref.run import Job, _assemble, _ready
+from rlpref.run import _assemble, _ready
 from rlpref.trainer import Trainer
 from rlpref.types import Pairs, TensorBatch
 

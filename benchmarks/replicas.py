@@ -31,7 +31,8 @@ import sys
 from pathlib import Path
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
-from rlpref.run import Job, run_side_by_side
+from rlpref.jobs import Job
+from rlpref.run import run_side_by_side
 
 folder, first, count, *overrides = sys.argv[1:]
 with initialize_config_module("rlpref.conf", version_base="1.3"):

@@ -23,10 +23,11 @@ from pathlib import Path
 from comparison import Comparison, Plan, Trial, read
 
 from rlpref.binding import ConfigError
+from rlpref.jobs import side_by_side
 from rlpref.logging.folder import read_json, write_json
 from rlpref.report import build, load
 from rlpref.report.protocol import section
-from rlpref.run import run_side_by_side, side_by_side
+from rlpref.run import run_side_by_side
 
 Result = dict | Exception
 

@@ -17,8 +17,8 @@ from spending import spend, with_keys
 import rlpref.train  # noqa: F401  the configurations of the losses, and the names of runs
 from rlpref.binding import ConfigError, bind
 from rlpref.check import check
+from rlpref.jobs import Job
 from rlpref.logging.folder import config_hash
-from rlpref.run import Job
 
 CONF = Path(__file__).parents[1] / "conf"
 OF_THE_PLAN = ("seed", "replicas", "algorithm", "experiment")  # what nobody sets beside it

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
 import os
 import sys
 import time
@@ -23,6 +22,7 @@ from rlpref.build import Parts, build
 from rlpref.check import Checked, aims_at_beta, check
 from rlpref.evaluation.evaluator import Evaluator
 from rlpref.evaluation.exact import ExactEvaluator, make_exact
+from rlpref.jobs import Job, side_by_side
 from rlpref.logging.card import environment, peak_memory_mb, write_card
 from rlpref.logging.folder import RunFolder, config_hash, read_json, write_atomically, write_json
 from rlpref.logging.loggers import make_mirror
@@ -32,20 +32,6 @@ from rlpref.process import prepare_process
 from rlpref.testbed.own import own_measure
 from rlpref.trainer import Trainer
 from rlpref.training import Run
-
-REPLICATED = ("tabular",)  # kinds of model that can be stacked
-MOST = 64  # runs in one stack: beyond it a step takes longer in proportion
-MAY_DIFFER = {"algorithm": ("beta",), "model": ("lr",), "optimizer": ("lr",), "data": ("seed",)}
-
-
-@dataclass
-class Job:
-    """A resolved train.yaml and the folder that its run belongs in."""
-
-    config: dict
-    folder: Path
-    group: str
-    overridden: tuple[str, ...] = ()  # keys that somebody set by hand
 
 
 @dataclass
@@ -96,33 +82,6 @@ def _together(jobs: list[Job]) -> list[dict | Exception]:
         except Exception as error:
             print(f"{len(together)} runs go on one by one: {type(error).__name__}: {error}", file=sys.stderr)
     return [_attempt(lambda one: _train([one])[0], ready) if isinstance(ready, Ready) else ready for ready in found]
-
-
-def goes_beside_others(job: Job) -> bool:
-    """Whether it can be trained in one pass with others, and nobody said otherwise."""
-    return job.config.get("model", {}).get("kind") in REPLICATED and job.config.get("side_by_side") is not False
-
-
-def side_by_side(jobs: list[Job]) -> list[list[Job]]:
-    """The jobs in groups that can be trained in one pass, in the order of their first: models with a replica axis,
-    equal but for MAY_DIFFER, and interrupted at the same step if at all."""
-    groups: dict[str, list[Job]] = {}
-    for job in jobs:
-        alone = "" if goes_beside_others(job) else str(job.folder)
-        step = max((path.name for path in RunFolder(job.folder).checkpoints.glob("step-*")), default="")
-        groups.setdefault(json.dumps([alone, step, _in_common(job.config)], sort_keys=True), []).append(job)
-    return [group[at : at + MOST] for group in groups.values() for at in range(0, len(group), MOST)]
-
-
-def _in_common(config: dict) -> dict:
-    """The configuration without what may differ between runs that are trained side by side."""
-    kept = {section: dict(value) if isinstance(value, dict) else value for section, value in config.items()}
-    for section, keys in MAY_DIFFER.items():
-        for key in keys:
-            kept.get(section, {}).pop(key, None)
-    if loss := kept.get("algorithm", {}).get("loss"):
-        kept["algorithm"]["loss"] = {key: value for key, value in loss.items() if key not in ("beta", "tau", "kl_coef")}
-    return {section: value for section, value in kept.items() if section not in ("seed", "beta")}
 
 
 def _attempt(function: Callable, argument):

@@ -1,11 +1,11 @@
-"""The Hydra entry: compose a configuration, run it. With the sweep's callback the only place that knows Hydra.
+"""The Hydra entry: compose a configuration, run it. With the sweep's callback; nothing but this, compose.py and
+loss_source.py knows Hydra.
 
 Heavy imports wait until a job starts, so that `--help`, tab completion and a misspelt option answer at once.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import signal
 import sys
@@ -14,22 +14,17 @@ from collections.abc import Sequence
 from itertools import product
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 import hydra
-from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.plugins import Plugins
 from hydra.experimental.callback import Callback
-from hydra.plugins.config_source import ConfigResult, ConfigSource
-from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from rlpref import loss_configs
+from rlpref.compose import compose_all, config_path
 from rlpref.logging.folder import config_hash, write_json
 
 if TYPE_CHECKING:
@@ -38,12 +33,6 @@ if TYPE_CHECKING:
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 FAILED: list[str] = []  # jobs of this process that did not finish
 WAITING: list = []  # runs of a sweep that are trained together when all are known
-
-
-def _config_path() -> str:
-    """conf/ as a package where rlpref is installed, the folder itself in a bare checkout."""
-    installed = importlib.util.find_spec("rlpref.conf") is not None
-    return "pkg://rlpref.conf" if installed else str(Path(__file__).parents[1] / "conf")
 
 
 def _run_name(*, _root_: DictConfig) -> str:
@@ -56,52 +45,7 @@ def _run_name(*, _root_: DictConfig) -> str:
 OmegaConf.register_new_resolver("rlpref.run_name", _run_name, replace=True)
 
 
-class LossConfigs(ConfigSource):
-    """The configurations that nobody writes, as a place that Hydra searches. Hydra's own store of configurations would
-    do, but it is copied whole for each one that is composed."""
-
-    made: ClassVar[dict[str, dict]] = {f"{group}/{option}": node for group, option, node in loss_configs.configs()}
-
-    @staticmethod
-    def scheme() -> str:
-        return "losses"
-
-    def available(self) -> bool:
-        return True
-
-    def is_config(self, config_path: str) -> bool:
-        return config_path.rstrip("/").removesuffix(".yaml") in self.made
-
-    def is_group(self, config_path: str) -> bool:
-        return config_path.strip("/") in {"", *(parent for path in self.made for parent in _parents(path))}
-
-    def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
-        inside = "" if config_path in ("", "/") else f"{config_path.strip('/')}/"
-        names = {path.removeprefix(inside).split("/")[0] for path in self.made if path.startswith(inside)}
-        kinds = {ObjectType.GROUP: self.is_group, ObjectType.CONFIG: self.is_config}
-        wanted = [kinds[results_filter]] if results_filter else list(kinds.values())
-        return sorted(name for name in names if any(is_kind(inside + name) for is_kind in wanted))
-
-    def load_config(self, config_path: str) -> ConfigResult:
-        node = OmegaConf.create(self.made[config_path.removesuffix(".yaml")])
-        return ConfigResult(provider=self.provider, path=self.full_path(), config=node, header={"package": None})
-
-
-def _parents(path: str) -> list[str]:
-    parts = path.split("/")
-    return ["/".join(parts[:depth]) for depth in range(1, len(parts))]
-
-
-class LossConfigsAreSearched(SearchPathPlugin):
-    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        search_path.append("rlpref", f"{LossConfigs.scheme()}://")
-
-
-for plugin in (LossConfigs, LossConfigsAreSearched):
-    Plugins.instance().register(plugin)
-
-
-@hydra.main(version_base="1.3", config_path=_config_path(), config_name="train")
+@hydra.main(version_base="1.3", config_path=config_path(), config_name="train")
 def job(config: DictConfig) -> None:
     """One job. A failure is written into its run folder and remembered; the jobs after it still run.
 
@@ -116,7 +60,7 @@ def job(config: DictConfig) -> None:
         FAILED.append(f"{folder}: {error}")
         print(f"error: {error}", file=sys.stderr)
         return
-    from rlpref.run import goes_beside_others
+    from rlpref.jobs import goes_beside_others
 
     if sweep and here.launcher._target_.endswith("BasicLauncher") and goes_beside_others(runs[0]):
         WAITING.extend(runs)
@@ -130,7 +74,7 @@ def job(config: DictConfig) -> None:
 def _runs(whole: DictConfig, folder: Path, parent: Path) -> list:
     """The run of this job, in `folder`, or one for each of its replicas: seed, seed + 1, ..., in folders under `parent`
     as a sweep names them. `whole` is the configuration with hydra's part, which names folders."""
-    from rlpref.run import REPLICATED, Job
+    from rlpref.jobs import REPLICATED, Job
 
     overridden = tuple(override.split("=")[0].lstrip("+~") for override in whole.hydra.overrides.task)
     whole, seeds = whole.copy(), _seeds(whole)
@@ -186,10 +130,7 @@ def _grid(overrides: Sequence[str]) -> list[DictConfig]:
         else [one.input_line]
         for one in OverridesParser.create().parse_overrides(list(overrides))
     ]
-    path = _config_path()
-    start = hydra.initialize_config_module if path.startswith("pkg://") else hydra.initialize_config_dir
-    with start(path.removeprefix("pkg://"), version_base="1.3"):
-        jobs = [hydra.compose("train", list(each), return_hydra_config=True) for each in product(*axes)]
+    jobs = compose_all(product(*axes))
     if jobs[0].hydra.sweeper.params:
         raise ConfigError("an experiment with a grid of its own is no sweep of Python's: call `rlpref experiment=...`.")
     return jobs
@@ -204,7 +145,8 @@ def _seeds(config: DictConfig) -> list:
 
 
 def _train(jobs: list) -> None:
-    from rlpref.run import run_side_by_side, side_by_side
+    from rlpref.jobs import side_by_side
+    from rlpref.run import run_side_by_side
 
     for together in side_by_side(jobs):
         for waiting, result in zip(together, run_side_by_side(together)):

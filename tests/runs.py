@@ -9,16 +9,18 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import hydra
 import pytest
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
-from rlpref.train import LossConfigs
+from rlpref.compose import with_values
+from rlpref.loss_source import LossConfigs
 
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"
@@ -72,12 +74,9 @@ def compose(*overrides: str) -> tuple[dict, tuple[str, ...]]:
 
 @functools.cache
 def _composed(overrides: tuple[str, ...]) -> dict:
-    """What Hydra composes, which takes longer than a small run. It reads the files of the same choices once here; the
-    values are set by its own function, after all choices, as it does itself."""
+    """What Hydra composes, which takes longer than a small run: files of the same choices are read once."""
     chosen = tuple(override for override in overrides if _is_choice(override))
-    config = copy.deepcopy(_chosen(chosen))
-    values = [_parsed(override) for override in overrides if override not in chosen]
-    ConfigLoaderImpl._apply_overrides_to_config(values, config)
+    config = with_values(_chosen(chosen), [_parsed(override) for override in overrides if override not in chosen])
     return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
 
 
@@ -118,6 +117,33 @@ def clean_environment(home: Path | None = None) -> dict[str, str]:
     kept = {key: value for key, value in os.environ.items() if not key.startswith("WANDB_")}
     kept.pop("PYTHONDONTWRITEBYTECODE", None)  # without bytecode every start compiles all of torch anew
     return kept | ({"HOME": str(home)} if home else {})
+
+
+def interrupt_at(patch: pytest.MonkeyPatch, step: int, how: Callable[[], None] | None = None) -> None:
+    """Ctrl-C, or `how`, just before the update of that step."""
+    from rlpref.trainer import Trainer
+
+    update = Trainer._update
+
+    def cut(self, batch):
+        if self.at.step == step:
+            (how or _interrupt)()
+        return update(self, batch)
+
+    patch.setattr(Trainer, "_update", cut)
+
+
+def _interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+@contextmanager
+def interrupted_at(monkeypatch: pytest.MonkeyPatch, step: int) -> Iterator[None]:
+    """What runs inside is interrupted just before the update of that step, and only that."""
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, step)
+        with pytest.raises(KeyboardInterrupt):
+            yield
 
 
 def read_rows(file: Path) -> list[dict]:

@@ -20,6 +20,21 @@ class Stub:
 
 
 @contextmanager
+def serving(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+    """The address of a server in a thread of this process, for as long as the block lasts."""
+    http = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    http.handle_error = lambda *_: None  # a client that gave up waiting is no error of the server
+    thread = threading.Thread(target=http.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{http.server_port}"
+    finally:
+        http.shutdown()
+        thread.join()
+        http.server_close()
+
+
+@contextmanager
 def stub_server() -> Iterator[Stub]:
     stub = Stub()
 
@@ -36,14 +51,6 @@ def stub_server() -> Iterator[Stub]:
 
         def log_message(self, *_): ...
 
-    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    http.handle_error = lambda *_: None  # a client that gave up waiting is no error of the server
-    stub.url = f"http://127.0.0.1:{http.server_port}/v1"
-    thread = threading.Thread(target=http.serve_forever)
-    thread.start()
-    try:
+    with serving(Handler) as url:
+        stub.url = f"{url}/v1"
         yield stub
-    finally:
-        http.shutdown()
-        thread.join()
-        http.server_close()

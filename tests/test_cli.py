@@ -53,6 +53,12 @@ def command(monkeypatch, capfd):
     return call
 
 
+@pytest.fixture
+def no_report(monkeypatch):
+    """For what is asked of the runs alone: a page of them is half of the time of a small sweep."""
+    monkeypatch.setattr("rlpref.report.build", lambda folders: None)
+
+
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory):
     """(what the command said, its home, the sweep's folder) of four jobs with wandb as it comes."""
@@ -149,7 +155,7 @@ def test_failing_and_refused_jobs_do_not_stop_the_others(command, tmp_path):
 
 
 @pytest.mark.slow
-def test_only_the_unfinished_jobs_of_a_sweep_are_run_again(command, tmp_path, monkeypatch):
+def test_only_the_unfinished_jobs_of_a_sweep_are_run_again(command, tmp_path, monkeypatch, no_report):
     from rlpref import run
 
     arguments = [
@@ -170,7 +176,6 @@ def test_only_the_unfinished_jobs_of_a_sweep_are_run_again(command, tmp_path, mo
         return train_one(jobs)
 
     monkeypatch.setattr(run, "_train_together", sometimes)
-    monkeypatch.setattr("rlpref.report.build", lambda folders: None)
     assert command(*arguments)[0] == 1
     assert command(*arguments)[0] == 0
     assert seeds == [0, 1, 2, 1]
@@ -249,12 +254,14 @@ def test_the_report_command_rebuilds_the_page(sweep):
 
 
 @pytest.mark.slow
-def test_replicas_leave_the_folders_of_runs_with_those_seeds(command, tmp_path):
+def test_replicas_leave_the_folders_of_runs_with_those_seeds(command, tmp_path, monkeypatch):
     """As one job, in a sweep beside another beta, and as plain runs: the same folders, and the same numbers in them."""
     quiet = [*SMALL, "logger.mode=disabled", "algorithm=dpo"]
     one, grid, plain = (tmp_path / name for name in ("one", "grid", "plain"))
     code, out, _ = command("replicas=2", "seed=1", *quiet, f"hydra.run.dir={one}")
     assert code == 0
+    assert (one / "report" / "index.html").exists()
+    monkeypatch.setattr("rlpref.report.build", lambda folders: None)  # one page is enough
     assert command("-m", "beta=0.2,0.5", "replicas=2", "seed=1", *quiet, f"hydra.sweep.dir={grid}")[0] == 0
     assert command("-m", "beta=0.5", "seed=1,2", *quiet, f"hydra.sweep.dir={plain}")[0] == 0
     names = [job.name for job in jobs(plain)]
@@ -265,14 +272,13 @@ def test_replicas_leave_the_folders_of_runs_with_those_seeds(command, tmp_path):
     for name in names:
         assert runs.metrics(one / name) == runs.metrics(plain / name)
         assert runs.metrics(grid / name)[-1] == pytest.approx(runs.metrics(plain / name)[-1], rel=1e-5, abs=1e-6)
-    assert (one / "report" / "index.html").exists()
     assert json.loads((one / "sweep.json").read_text())["overrides"][-1] == "seed=1,2"
     cards = [json.loads((grid / name / "run.json").read_text())["replicas"] for name in names]
     assert cards == [4, 4]
 
 
 @pytest.mark.slow
-def test_a_model_without_a_replica_axis_trains_its_replicas_one_by_one(command, tmp_path):
+def test_a_model_without_a_replica_axis_trains_its_replicas_one_by_one(command, tmp_path, no_report):
     tiny = [*SMALL, "logger.mode=disabled", "model=tiny", "model.pretrain_steps=1", "budget.offline.epochs=1"]
     code, _, err = command("replicas=2", *tiny, f"hydra.run.dir={tmp_path}/run")
     assert code == 0
@@ -295,7 +301,7 @@ def test_a_sweep_whose_callback_is_off_is_trained_without_a_report(command, tmp_
     assert not (tmp_path / "sweep" / "report").exists()
 
 
-def test_a_configuration_without_a_section_is_refused_by_name(command, tmp_path):
+def test_a_configuration_without_a_section_is_refused_by_name(command, tmp_path, no_report):
     for replicas in (1, 2):
         code, _, err = command(
             "-m", f"replicas={replicas}", "~optimizer", *SMALL, f"hydra.sweep.dir={tmp_path}/{replicas}"
@@ -305,7 +311,7 @@ def test_a_configuration_without_a_section_is_refused_by_name(command, tmp_path)
 
 
 @pytest.mark.slow
-def test_a_job_that_cannot_be_composed_does_not_stop_the_others(command, tmp_path):
+def test_a_job_that_cannot_be_composed_does_not_stop_the_others(command, tmp_path, no_report):
     quiet = [*SMALL, "logger.mode=disabled", "algorithm=ppo", "replicas=2", f"hydra.sweep.dir={tmp_path}/sweep"]
     code, _, err = command("-m", "reward=learned,gold", *quiet)
     assert code == 1
@@ -314,7 +320,7 @@ def test_a_job_that_cannot_be_composed_does_not_stop_the_others(command, tmp_pat
 
 
 @pytest.mark.slow
-def test_replicas_lie_where_a_sweep_would_put_them(command, tmp_path):
+def test_replicas_lie_where_a_sweep_would_put_them(command, tmp_path, no_report):
     quiet = [*SMALL, "logger.mode=disabled", "algorithm=dpo", "replicas=2", f"hydra.sweep.dir={tmp_path}/sweep"]
     assert command("-m", "beta=0.5", "hydra.sweep.subdir=mine-${seed}", *quiet)[0] == 0
     assert [job.name for job in jobs(tmp_path / "sweep")] == ["mine-0", "mine-1"]
@@ -322,7 +328,7 @@ def test_replicas_lie_where_a_sweep_would_put_them(command, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("switch", "together"), [([], 2), (["side_by_side=false"], 1)])
-def test_runs_of_a_sweep_go_side_by_side_unless_told_otherwise(switch, together, command, tmp_path):
+def test_runs_of_a_sweep_go_side_by_side_unless_told_otherwise(switch, together, command, tmp_path, no_report):
     quiet = [*SMALL, "logger.mode=disabled", "budget.offline.epochs=1", f"hydra.sweep.dir={tmp_path}/sweep"]
     code, _, err = command("-m", "algorithm=dpo,ipo", "seed=0,1", *quiet, *switch)
     assert code == 0

@@ -10,7 +10,6 @@ from rlpref.binding import ConfigError
 from rlpref.checkpoint import latest
 from rlpref.models import computing
 from rlpref.models.computing import Computing
-from rlpref.trainer import Trainer
 
 pytestmark = pytest.mark.slow
 
@@ -78,17 +77,8 @@ def test_a_killed_run_in_bfloat16_goes_on_as_if_nothing_had_happened(tmp_path, m
     settings = [*model, "reward=none", "model.compute_dtype=bfloat16", "training.micro_batch_tokens=60"]
     settings += [*METHODS["dpo"], "training.checkpoint_every=3"]
     runs.run(tmp_path / "whole", *settings)
-    update = Trainer._update
-
-    def killed(self, batch):
-        if self.at.step == 6:
-            raise KeyboardInterrupt
-        return update(self, batch)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_update", killed)
-        with pytest.raises(KeyboardInterrupt):
-            runs.run(tmp_path / "cut", *settings)
+    with runs.interrupted_at(monkeypatch, 6):
+        runs.run(tmp_path / "cut", *settings)
     runs.run(tmp_path / "cut", *settings)
     assert runs.metrics(tmp_path / "cut") == runs.metrics(tmp_path / "whole")
     assert runs.weights(tmp_path / "cut") == runs.weights(tmp_path / "whole")

@@ -16,6 +16,7 @@ from omegaconf.errors import MissingMandatoryValue
 import runs
 from rlpref import loss_configs
 from rlpref.binding import ConfigError
+from rlpref.compose import compose_all
 from stub_server import stub_server
 
 pytestmark = pytest.mark.slow
@@ -421,10 +422,17 @@ def test_an_experiment_wins_over_the_primary_file(file):
         ["experiment=sentiment", "beta=0.7", "algorithm=ppo", "model=tabular", "+testbed.options.factor=[2,1]"],
     ],
 )
-def test_the_tests_compose_what_hydra_composes(overrides):
+def test_sweeps_and_tests_compose_what_hydra_composes(overrides):
     with hydra.initialize_config_dir(str(runs.CONF), version_base="1.3"):
-        whole = hydra.compose("train", overrides)
-    assert runs.compose(*overrides)[0] == OmegaConf.to_container(whole, resolve=True)
+        whole = hydra.compose("train", overrides, return_hydra_config=True)
+    (found,) = compose_all([overrides])
+    assert list(found.hydra.overrides.task) == overrides
+    plain = [OmegaConf.to_container(_of_the_run(config), resolve=True) for config in (whole, found)]
+    assert runs.compose(*overrides)[0] == plain[0] == plain[1]
+
+
+def _of_the_run(composed):
+    return OmegaConf.create({key: composed._get_node(key) for key in composed if key != "hydra"})
 
 
 def test_some_experiment_changes_a_number_of_the_primary_file():

@@ -7,7 +7,8 @@ import pytest
 
 import runs
 from rlpref.binding import ConfigError
-from rlpref.run import Job, run_side_by_side
+from rlpref.jobs import Job
+from rlpref.run import run_side_by_side
 
 pytestmark = pytest.mark.slow
 

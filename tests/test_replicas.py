@@ -7,7 +7,8 @@ import torch
 from safetensors.torch import load_file
 
 import runs
-from rlpref.run import Job, run_side_by_side, side_by_side
+from rlpref.jobs import Job, side_by_side
+from rlpref.run import run_side_by_side
 from rlpref.trainer import Trainer
 
 pytestmark = pytest.mark.slow
@@ -120,7 +121,7 @@ def test_only_runs_that_differ_in_seed_beta_and_learning_rate_share_a_group(tmp_
         return [[int(job.folder.name) for job in group] for group in side_by_side(jobs(tmp_path, variants))]
 
     assert groups() == [[0, 2, 4, 7], [1], [3], [5], [6]]
-    monkeypatch.setattr("rlpref.run.MOST", 3)
+    monkeypatch.setattr("rlpref.jobs.MOST", 3)
     assert groups() == [[0, 2, 4], [7], [1], [3], [5], [6]]
 
 
@@ -156,20 +157,11 @@ def test_pairs_that_ties_leave_uneven_are_trained_one_by_one(tmp_path, capsys):
 )
 def test_interrupted_replicas_go_on_together_or_alone(case, side, tmp_path, monkeypatch):
     overrides = [[*one, "training.checkpoint_every=3"] for one in variants(case)]
-    update = Trainer._update
-
-    def cut(self, batch):
-        if self.at.step == 5:
-            raise KeyboardInterrupt
-        return update(self, batch)
-
-    monkeypatch.setattr(Trainer, "_update", cut)
-    with pytest.raises(KeyboardInterrupt):
+    with runs.interrupted_at(monkeypatch, 5):
         run_side_by_side(jobs(tmp_path / "cut", overrides))
     assert runs.status(tmp_path / "cut" / "2")["status"] == "interrupted"
-    monkeypatch.setattr(Trainer, "_update", update)
     again = jobs(tmp_path / "cut", overrides)
-    steps = []
+    steps, update = [], Trainer._update
     monkeypatch.setattr(Trainer, "_update", lambda self, batch: steps.append(self.at.step) or update(self, batch))
     for group in [again] if side == "together" else [[job] for job in again]:
         run_side_by_side(group)

@@ -62,18 +62,6 @@ def uninterrupted(tmp_path_factory):
     return folder
 
 
-def interrupt_at(monkeypatch, step):
-    """Ctrl-C just before the update of that step."""
-    update = Trainer._update
-
-    def cut(self, batch):
-        if self.at.step == step:
-            raise KeyboardInterrupt
-        return update(self, batch)
-
-    monkeypatch.setattr(Trainer, "_update", cut)
-
-
 def same(first, second):
     assert runs.metrics(first) == runs.metrics(second)
     assert runs.weights(first) == runs.weights(second)
@@ -83,10 +71,8 @@ def same(first, second):
 @pytest.mark.parametrize("case", runs.slow_but(CASES, ["dpo", "ppo"]))
 def test_resumed_equals_uninterrupted(case, step, uninterrupted, tmp_path, monkeypatch):
     settings = [*runs.TESTBED, EVERY, *CASES[case]]
-    with monkeypatch.context() as patch:
-        interrupt_at(patch, step)
-        with pytest.raises(KeyboardInterrupt):
-            runs.run(tmp_path / "run", *settings)
+    with runs.interrupted_at(monkeypatch, step):
+        runs.run(tmp_path / "run", *settings)
     assert runs.status(tmp_path / "run")["status"] == "interrupted"
     assert len(runs.metrics(tmp_path / "run")) < len(runs.metrics(uninterrupted(case)))
     runs.run(tmp_path / "run", *settings)
@@ -99,20 +85,16 @@ def test_resumed_equals_uninterrupted(case, step, uninterrupted, tmp_path, monke
 def test_interrupted_twice(uninterrupted, tmp_path, monkeypatch):
     settings = [*runs.TESTBED, EVERY, *CASES["ppo"]]
     for step in (5, 11):
-        with monkeypatch.context() as patch:
-            interrupt_at(patch, step)
-            with pytest.raises(KeyboardInterrupt):
-                runs.run(tmp_path / "run", *settings)
+        with runs.interrupted_at(monkeypatch, step):
+            runs.run(tmp_path / "run", *settings)
     runs.run(tmp_path / "run", *settings)
     same(tmp_path / "run", uninterrupted("ppo"))
 
 
 def test_a_resumed_run_repeats_no_step(uninterrupted, tmp_path, monkeypatch):
     settings = [*runs.TESTBED, EVERY, *CASES["dpo"]]
-    with monkeypatch.context() as patch:
-        interrupt_at(patch, 8)
-        with pytest.raises(KeyboardInterrupt):
-            runs.run(tmp_path / "run", *settings)
+    with runs.interrupted_at(monkeypatch, 8):
+        runs.run(tmp_path / "run", *settings)
     done, update = [], Trainer._update
     monkeypatch.setattr(Trainer, "_update", lambda self, batch: done.append(self.at.step) or update(self, batch))
     runs.run(tmp_path / "run", *settings)
@@ -131,10 +113,8 @@ def test_a_finished_run_is_not_run_again(uninterrupted, monkeypatch):
 def test_a_run_does_not_go_on_with_other_data_or_another_reference(tmp_path, monkeypatch):
     """What lies outside the configuration may have changed since the checkpoint was made."""
     settings = [*runs.TESTBED, EVERY, *CASES["dpo"]]
-    with monkeypatch.context() as patch:
-        interrupt_at(patch, 5)
-        with pytest.raises(KeyboardInterrupt):
-            runs.run(tmp_path, *settings)
+    with runs.interrupted_at(monkeypatch, 5):
+        runs.run(tmp_path, *settings)
     card = read_json(tmp_path / "run.json")
     for what, changed in (
         ("data", card | {"data": card["data"] | {"rows_hash": "0"}}),
@@ -184,10 +164,8 @@ DAMAGES = {
 @pytest.mark.parametrize("name", DAMAGES)
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(name, uninterrupted, tmp_path, monkeypatch):
     settings = [*runs.TESTBED, EVERY, *CASES["ppo"]]
-    with monkeypatch.context() as patch:
-        interrupt_at(patch, 8)
-        with pytest.raises(KeyboardInterrupt):
-            runs.run(tmp_path / "run", *settings)
+    with runs.interrupted_at(monkeypatch, 8):
+        runs.run(tmp_path / "run", *settings)
     DAMAGES[name](tmp_path / "run" / "checkpoints" / "step-00000006" / name)
     culprit = "manifest" if name == "manifest.json" else name
     with pytest.warns(UserWarning, match=rf"step-00000006: .*{culprit}.*older one is used"):
@@ -197,10 +175,8 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(name, uninterrupted, 
 
 def test_without_any_sound_checkpoint_the_run_starts_anew(uninterrupted, tmp_path, monkeypatch):
     settings = [*runs.TESTBED, EVERY, *CASES["dpo"]]
-    with monkeypatch.context() as patch:
-        interrupt_at(patch, 5)
-        with pytest.raises(KeyboardInterrupt):
-            runs.run(tmp_path / "run", *settings)
+    with runs.interrupted_at(monkeypatch, 5):
+        runs.run(tmp_path / "run", *settings)
     flipped(tmp_path / "run" / "checkpoints" / "step-00000003" / "state.pt")
     with pytest.warns(UserWarning, match="damaged"):
         runs.run(tmp_path / "run", *settings)
@@ -209,10 +185,8 @@ def test_without_any_sound_checkpoint_the_run_starts_anew(uninterrupted, tmp_pat
 
 def test_half_written_checkpoints_are_never_read(uninterrupted, tmp_path, monkeypatch):
     settings = [*runs.TESTBED, EVERY, *CASES["dpo"]]
-    with monkeypatch.context() as patch:
-        interrupt_at(patch, 5)
-        with pytest.raises(KeyboardInterrupt):
-            runs.run(tmp_path / "run", *settings)
+    with runs.interrupted_at(monkeypatch, 5):
+        runs.run(tmp_path / "run", *settings)
     checkpoints = tmp_path / "run" / "checkpoints"
     shutil.copytree(checkpoints / "step-00000003", checkpoints / ".tmp-9-1")
     runs.run(tmp_path / "run", *settings)

@@ -9,7 +9,7 @@ from rlpref.ops.logps import Comparison
 from rlpref.rewards.judge import plain_texts
 from rlpref.rewards.scorer import completion_texts
 from rlpref.rollout.sampler import ends_with_eos
-from rlpref.types import Samples
+from rlpref.types import Samples, Sequences
 
 
 def policy_rows(tokenizer, eos_token_id: int, measured: Measured, k: int) -> list[dict]:
@@ -38,10 +38,10 @@ def rows(
     sequences = samples.sequences
     numbers = {name: values.double().tolist() for name, values in columns.items() if values is not None}
     lengths, finished = sequences.lengths.tolist(), ends_with_eos(sequences, eos_token_id).tolist()
-    found = []
+    prompts, found = _prompt_texts(tokenizer, sequences[::k]), []
     for i, answer in enumerate(completion_texts(tokenizer, sequences)):
         place = {"by": by, "prompt_index": i // k, "answer_index": i % k}
-        prompt = {"prompt": _prompt_text(tokenizer, samples, i)} if i % k == 0 else {}
+        prompt = {"prompt": prompts[i // k]} if i % k == 0 else {}
         row = {"answer": answer, "length": lengths[i], "finished": finished[i]}
         found.append(place | prompt | row | {name: values[i] for name, values in numbers.items()})
     return found
@@ -55,12 +55,12 @@ def with_subsets(rows: list[dict], subsets: list[str | None]) -> list[dict]:
     return rows
 
 
-def _prompt_text(tokenizer, samples: Samples, row: int) -> str:
+def _prompt_texts(tokenizer, sequences: Sequences) -> list[str]:
     """What was asked, without the frame of a chat template: as a person, or a judge with another template, reads it."""
-    sequences = samples.sequences
     if tokenizer.chat_template:
-        return plain_texts(tokenizer, sequences[[row]])[0][0]
-    return tokenizer.decode(sequences.ids[row][sequences.attention_mask[row] & ~sequences.mask[row]].tolist())
+        return plain_texts(tokenizer, sequences)[0]
+    prompt_only = sequences.attention_mask & ~sequences.mask
+    return tokenizer.batch_decode([ids[kept].tolist() for ids, kept in zip(sequences.ids.cpu(), prompt_only.cpu())])
 
 
 def _token_kl(compared: Comparison, mask: Tensor) -> list[list[float]]:

@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike
 from scipy import stats
 from scipy.special import ndtr, stdtrit
 
+from rlpref.report.by_prompt import beats
 from rlpref.report.intervals import Interval
 
 # So many runs more than strata, and the interval of an interquartile mean covers: from six seeds of one problem on.
@@ -86,8 +87,7 @@ def probability_of_improvement(ours: ArrayLike, theirs: ArrayLike) -> float:
 
     Example: `probability_of_improvement([0.8, 0.9], [0.7, 0.8])` is 0.875
     """
-    difference = np.subtract.outer(np.asarray(ours, dtype=float), np.asarray(theirs, dtype=float))
-    return float(((difference > 0) + 0.5 * (difference == 0)).mean())
+    return float(beats(np.asarray(ours, dtype=float), np.asarray(theirs, dtype=float)).mean())
 
 
 def performance_profile(values: ArrayLike, thresholds: ArrayLike) -> np.ndarray:

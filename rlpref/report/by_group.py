@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from rlpref.report.by_prompt import beats
 from rlpref.report.clustered import clustered_mean
 from rlpref.report.frames import Sweep
 from rlpref.report.multiples import BARS, dots, shown_cells
-from rlpref.report.panels import finished, is_exact
+from rlpref.report.panels import finished, is_exact, numbered
 from rlpref.report.section import Chart, Section, Table
 
 SHOWN = 6  # groups, those with the most prompts
@@ -25,19 +26,17 @@ def section(sweep: Sweep) -> Section | None:
     if "reward" not in sweep.answers or not sweep.answers["reward"].notna().any():
         return None
     charts, tables = [], []
-    for number, (title, runs) in enumerate(finished(sweep)):
-        scores = per_prompt(runs, sweep.answers)
+    panels = [(title, runs, per_prompt(runs, sweep.answers)) for title, runs in finished(sweep)]
+    for end, before, _, runs, scores in numbered([panel for panel in panels if panel[2]["group"].nunique() > 1]):
         prompts = scores.groupby("group")["prompt_index"].nunique().sort_values(ascending=False, kind="stable")
-        if len(prompts) > 1:
-            end = f"-{number}" if sweep.problem_keys else ""
-            for measure in (name for name in MEASURES if scores[name].notna().any()):
-                chart, table = _panel(per_run(runs, scores, list(prompts.index), measure), measure, title, end)
-                charts.append(chart)
-                tables.append(table)
+        for measure in (name for name in MEASURES if scores[name].notna().any()):
+            chart, table = _panel(per_run(runs, scores, list(prompts.index), measure), measure, before, end)
+            charts.append(chart)
+            tables.append(table)
     return Section("By group of prompts", NOTES, tuple(tables), tuple(charts)) if charts else None
 
 
-def _panel(found: pd.DataFrame, measure: str, title: str, end: str) -> tuple[Chart, Table]:
+def _panel(found: pd.DataFrame, measure: str, before: str, end: str) -> tuple[Chart, Table]:
     groups = [column for column in found if column.startswith("in ") and f"{column}_se" in found]
     shown = {group: f"{MEASURES[measure]}: {_short(group.removeprefix('in '))}" for group in groups[:SHOWN]}
     marks = {group: 0.5 if measure == "win_rate" else found[f"ref_{group}"].mean() for group in shown}
@@ -45,7 +44,7 @@ def _panel(found: pd.DataFrame, measure: str, title: str, end: str) -> tuple[Cha
     against = " against the reference" if measure == "win_rate" else ""
     caption = f"{MEASURES[measure].capitalize()}{against} by group of prompts"
     caption += f", the {SHOWN} of {len(groups)} with the most prompts. " if len(groups) > SHOWN else ". "
-    caption = (f"{title}: " if title else "") + caption + BARS
+    caption = before + caption + BARS
     name = f"groups-{measure.replace('_', '-')}{end}"
     return Chart(name, figure, caption, points), Table(name, found, caption, shown_cells(found, shown))
 
@@ -64,8 +63,8 @@ def per_prompt(runs: pd.DataFrame, answers: pd.DataFrame) -> pd.DataFrame:
         group = opening.iloc[0] if run in exact and len(opening) else subset.iloc[0] if len(subset) else "not said"
         if len(ours) == 0:
             continue
-        beats = (np.sign(ours[:, None] - theirs) + 1) / 2
-        for by, rewards, won in (("policy", ours, beats), ("reference", theirs, 1 - beats.T)):
+        ahead = beats(ours, theirs)
+        for by, rewards, won in (("policy", ours, ahead), ("reference", theirs, 1 - ahead.T)):
             frame = pd.DataFrame({"run": run, "by": by, "prompt_index": prompt, "group": group, "reward": rewards})
             frames.append(frame.assign(win_rate=won.mean(1) if won.size else np.nan))
     empty = pd.DataFrame(columns=["run", "by", "prompt_index", "group", "reward", "win_rate"])

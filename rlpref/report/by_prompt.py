@@ -38,6 +38,12 @@ def asked_alike(means: Mapping[str, pd.DataFrame], runs: Iterable[str], name: st
     return None if np.isnan(values).any() else values
 
 
+def beats(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
+    """[.., n, m] of each of ours [.., n] against each of theirs [.., m]: 1 where it is higher, one half for a tie."""
+    difference = ours[..., :, None] - theirs[..., None, :]
+    return (difference > 0) + 0.5 * (difference == 0)
+
+
 def _by_run(rows: pd.DataFrame) -> dict[str, dict[str, np.ndarray]]:
     """run -> column -> its values; the rows are sorted by run."""
     columns = {name: rows[name].to_numpy() for name in rows.columns}
@@ -74,7 +80,6 @@ def _mean_and_noise(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _wins(ours: np.ndarray, theirs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Both sides' answers are drawn: the noise is that of the one and of the other."""
-    difference = ours[:, :, None] - theirs[:, None, :]
-    won = (difference > 0) + 0.5 * (difference == 0)
+    won = beats(ours, theirs)
     mean, noise = _mean_and_noise(won.mean(2))
     return mean, noise + _mean_and_noise(won.mean(1))[1]

@@ -11,7 +11,7 @@ from rlpref.report.frames import Sweep
 from rlpref.report.implied import chances
 from rlpref.report.intervals import Interval, prompt_interval
 from rlpref.report.multiples import cell_name, cells, method_panels, told
-from rlpref.report.panels import data_hash, finished
+from rlpref.report.panels import data_hash, finished, numbered
 from rlpref.report.section import Chart, Point, Section, Table
 from rlpref.report.style import RC, Look, legend
 
@@ -34,14 +34,13 @@ def section(sweep: Sweep) -> Section | None:
     charts, tables = [], []
     panels = [(title, judged(sweep, runs)) for title, runs in finished(sweep)]
     panels = [(title, found) for title, found in panels if len(found)]
-    for number, (title, found) in enumerate(panels):
-        name = "calibration" if len(panels) == 1 else f"calibration-{number}"
+    for end, before, _, found in numbered(panels):
+        name = f"calibration{end}"
         figure, points = _figure(found)
-        caption = (
+        caption = before + (
             "How often the answer that is held to be better was the chosen one, by how sure the policy is of it. "
             "Dashed: calibrated; bars: 95% over prompts."
         )
-        caption = f"{title}: {caption}" if title else caption
         charts.append(Chart(name, figure, caption, points))
         table = summary(found)
         tables.append(Table(name, table, caption.split(",")[0] + ".", shown=_shown(table)))

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from rlpref.report.bootstrap import holm, paired_bootstrap, probability_of_improvement
-from rlpref.report.by_prompt import asked_alike, prompt_means
+from rlpref.report.by_prompt import asked_alike
 from rlpref.report.frames import Sweep
 from rlpref.report.intervals import Estimate, Interval, crossed_estimate, mean_estimate
 from rlpref.report.panels import measured
@@ -40,7 +40,7 @@ def pairwise(sweep: Sweep) -> pd.DataFrame:
     Example: `pairwise(load("runs/demo")).query("metric == 'reward' and verdict == 'holds'")`
     """
     runs = _scored(sweep)
-    means = _with_objective(prompt_means(sweep.answers), runs)
+    means = _with_objective(sweep.prompt_means, runs)
     rows = []
     for problem, beta, pairs in _fields(sweep, runs):
         for pair in pairs:

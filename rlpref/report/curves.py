@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
 from rlpref.report.frames import Sweep
-from rlpref.report.panels import bars, interval, problems, spoken
+from rlpref.report.panels import bars, interval, numbered, problems, spoken
 from rlpref.report.section import Chart, Point, Section
 from rlpref.report.style import RC, Look, legend, legend_height
 from rlpref.report.tables import text
@@ -32,10 +32,9 @@ def curves(sweep: Sweep) -> dict[str, Figure]:
 
 def _charts(sweep: Sweep) -> Iterator[Chart]:
     drawn = list(_drawn(sweep))
-    for index, (title, figure, points) in enumerate(drawn):
-        name = "curves" if len(drawn) == 1 else f"curves-{index}"
-        caption = f"Mean over seeds and 95% band against what was spent. {bars(sweep)}".rstrip()
-        yield Chart(name, figure, f"{title}: {caption}" if title else caption, tuple(points))
+    for end, before, _, figure, points in numbered(drawn):
+        caption = f"{before}Mean over seeds and 95% band against what was spent. {bars(sweep)}".rstrip()
+        yield Chart(f"curves{end}", figure, caption, tuple(points))
 
 
 def _drawn(sweep: Sweep) -> Iterator[tuple[str, Figure, list[Point]]]:

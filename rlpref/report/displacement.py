@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from rlpref.report.clustered import clustered_mean
 from rlpref.report.frames import Sweep
 from rlpref.report.multiples import BARS, cell_name, cells, dots, shown_cells
-from rlpref.report.panels import finished
+from rlpref.report.panels import finished, numbered
 from rlpref.report.ranks import spearman
 from rlpref.report.section import Chart, Point, Section, Table
 from rlpref.report.style import RC, Look, legend
@@ -56,9 +56,7 @@ def section(sweep: Sweep) -> Section | None:
     charts, tables = [], []
     panels = [(title, per_run(runs, sweep)) for title, runs in finished(sweep)]
     panels = [(title, found) for title, found in panels if found["chosen"].notna().any()]
-    for number, (title, found) in enumerate(panels):
-        end = "" if len(panels) == 1 else f"-{number}"
-        before = f"{title}: " if title else ""
+    for end, before, _, found in numbered(panels):
         figure, points = _plane(found, paths(found, sweep.history))
         caption = (
             "Log-probs of held-out chosen and rejected answers, change since before training, from evaluation to "

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import stdtrit
 
-from rlpref.report.by_prompt import asked_alike, prompt_means
+from rlpref.report.by_prompt import asked_alike
 from rlpref.report.frames import Sweep
 from rlpref.report.section import Section, Table
 from rlpref.report.statistics import METRICS, matching
@@ -29,7 +29,7 @@ def error_sources(sweep: Sweep) -> pd.DataFrame:
 
     Example: `error_sources(load("runs/demo"))[["method", "metric", "sd", "answers_se", "seeds_sd"]]`
     """
-    means, done = prompt_means(sweep.answers), sweep.done
+    means, done = sweep.prompt_means, sweep.done
     keys = [*sweep.problem_keys, "method", "beta", *(key for key in sweep.keys if key not in sweep.problem_keys)]
     exact = done["exact/reward"].notna() if "exact/reward" in done else pd.Series(False, index=done.index)
     rows = []

@@ -12,6 +12,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import PlaceHolderLayoutEngine
 from matplotlib.lines import Line2D
 
 from rlpref.report.folders import write_atomically
@@ -88,14 +89,22 @@ def run_figure(folder: Path) -> Path | None:
     return write_atomically(Path(folder) / "report" / "frontier.png", buffer.getvalue())
 
 
+def lay_out(figure: Figure) -> None:
+    """Once, and not again for each format that it is drawn in."""
+    if isinstance(figure.get_layout_engine(), PlaceHolderLayoutEngine):
+        return
+    plain_logs(figure)
+    with mpl.rc_context(RC):
+        figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+
+
 def save(figure: Figure, folder: Path, name: str) -> bytes:
     """Writes <name>.png (200 dpi) and <name>.pdf; returns the PNG."""
     FigureCanvasAgg(figure)
-    plain_logs(figure)
+    lay_out(figure)
     content = {}
     with mpl.rc_context(RC):
-        figure.draw_without_rendering()
-        figure.set_layout_engine("none")  # laid out once, not once per format
         for kind in ("pdf", "png"):
             buffer = io.BytesIO()
             figure.savefig(buffer, format=kind, metadata={"CreationDate": None} if kind == "pdf" else None)

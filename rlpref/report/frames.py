@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import cached_property
 from os import PathLike
 from pathlib import Path
 
 import pandas as pd
 
+from rlpref.report.by_prompt import prompt_means
 from rlpref.report.folders import NoRuns, RunFolder, find_runs, read_overrides, read_run
 from rlpref.report.grid import PROBLEM_ROOTS, flatten, missing_runs, swept_keys
 
@@ -53,6 +55,11 @@ class Sweep:
     def problem_keys(self) -> list[str]:
         """The swept keys that change the problem (model, data, testbed, reward) and not the method."""
         return [key for key in self.keys if key.split(".")[0] in PROBLEM_ROOTS]
+
+    @cached_property
+    def prompt_means(self) -> dict[str, pd.DataFrame]:
+        """What each run scored at each held-out prompt (rlpref.report.by_prompt), which several sections read."""
+        return prompt_means(self.answers)
 
     @property
     def done(self) -> pd.DataFrame:

@@ -13,6 +13,7 @@ from rlpref.report.frontier_figure import frontier_chart
 from rlpref.report.frontiers import Frontier, area_rows, at_kl_rows, common_kl, fixed_kls, frontiers
 from rlpref.report.intervals import mean_interval
 from rlpref.report.lines import EXACT, Line
+from rlpref.report.panels import numbered
 from rlpref.report.section import Claim, Section, Table
 from rlpref.report.tables import interval_text, text
 
@@ -26,8 +27,7 @@ def section(sweep: Sweep) -> Section | None:
     if not problems:
         return None
     tables, charts, claims = [], [], []
-    for index, (title, found, line) in enumerate(problems):
-        end = f"-{index}" if len(problems) > 1 else ""
+    for end, _, title, found, line in numbered(problems):
         own = _long(title, found, line)
         tables.append(Table(f"reward_at_kl{end}", own, _table_caption(title, line), _shown(own, found, line)))
         charts.append(frontier_chart(f"envelope{end}", title, found, line))

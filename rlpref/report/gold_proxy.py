@@ -14,7 +14,7 @@ from rlpref.report.figures import KL_LABEL
 from rlpref.report.frames import Sweep
 from rlpref.report.gao import FORMS, Form, better_form, fit_gao
 from rlpref.report.lines import best_of_n
-from rlpref.report.panels import problems
+from rlpref.report.panels import numbered, problems
 from rlpref.report.section import Chart, Point, Section, Table
 from rlpref.report.style import RC, Look, legend, legend_height, root_scale
 from rlpref.report.tables import interval_text, text
@@ -30,8 +30,7 @@ def section(sweep: Sweep) -> Section | None:
     if not found:
         return None
     tables, charts = [], []
-    for index, (title, rows) in enumerate(found):
-        end = f"-{index}" if len(found) > 1 else ""
+    for end, _, title, rows in numbered(found):
         fits = fit_rows(rows)
         tables.append(Table(f"over_optimisation{end}", fits, _table_caption(title), _shown(fits)))
         charts.append(_chart(f"gold_and_proxy{end}", title, rows, fits))

@@ -7,7 +7,7 @@ import pandas as pd
 
 from rlpref.report.frames import Sweep
 from rlpref.report.multiples import cell_name, cells
-from rlpref.report.panels import finished
+from rlpref.report.panels import finished, numbered
 from rlpref.report.ranks import spearman
 from rlpref.report.section import Section, Table
 from rlpref.report.tables import text
@@ -29,10 +29,8 @@ def section(sweep: Sweep) -> Section | None:
     tables = []
     panels = [(title, furthest(runs, sweep.answers)) for title, runs in finished(sweep)]
     panels = [(title, found) for title, found in panels if len(found)]
-    for number, (title, found) in enumerate(panels):
-        name = "hacking" if len(panels) == 1 else f"hacking-{number}"
-        caption = "Highest proxy, lowest gold."
-        tables.append(Table(name, found, f"{title}: {caption}" if title else caption, _shown(found)))
+    for end, before, _, found in numbered(panels):
+        tables.append(Table(f"hacking{end}", found, before + "Highest proxy, lowest gold.", _shown(found)))
     return Section("Reward hacking", NOTES, tuple(tables)) if tables else None
 
 

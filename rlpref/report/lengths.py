@@ -8,7 +8,7 @@ import pandas as pd
 from rlpref.report.clustered import clustered_mean
 from rlpref.report.frames import Sweep
 from rlpref.report.multiples import BARS, dots, shown_cells
-from rlpref.report.panels import finished, is_exact
+from rlpref.report.panels import finished, is_exact, numbered
 from rlpref.report.ranks import spearman
 from rlpref.report.section import Chart, Section, Table
 
@@ -36,15 +36,15 @@ def section(sweep: Sweep) -> Section | None:
     charts, tables = [], []
     panels = [(title, per_run(runs, sweep.answers)) for title, runs in finished(sweep)]
     panels = [(title, found) for title, found in panels if found["length"].notna().any()]
-    for number, (title, found) in enumerate(panels):
-        name = "lengths" if len(panels) == 1 else f"lengths-{number}"
+    for end, before, _, found in numbered(panels):
+        name = f"lengths{end}"
         measures = {key: label for key, label in MEASURES.items() if _varies(found, key)}
         if not measures:
             continue
         marks = {key: found[f"ref_{key}"].mean() for key in measures if found[f"ref_{key}"].notna().any()}
         figure, points = dots(found, measures, marks)
-        caption = "The answers of each method after training; dashed: the reference's to the same prompts. " + BARS
-        caption = f"{title}: {caption}" if title else caption
+        caption = before + "The answers of each method after training; dashed: the reference's to the same prompts. "
+        caption += BARS
         charts.append(Chart(name, figure, caption, points))
         reference = {label: f"{marks[key]:.3g}" for key, label in measures.items() if key in marks}
         shown = shown_cells(found, measures)

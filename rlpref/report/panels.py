@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -30,6 +30,14 @@ def problems(sweep: Sweep, needed: tuple[str, ...]) -> Iterator[tuple[str, pd.Da
 def finished(sweep: Sweep) -> Iterator[tuple[str, pd.DataFrame]]:
     """(title, its runs that are done) of each problem: rows of `sweep.runs` with `setting`, as in `problems`."""
     yield from _by_problem(sweep, sweep.done[sweep.done["method"].notna()].copy())
+
+
+def numbered(panels: Sequence[tuple]) -> Iterator[tuple]:
+    """Of each panel, a tuple whose first entry is the title of its problem: what the names of its files end with
+    ("-1"), what its captions begin with ("model lm: "), and the panel's own entries. Nothing is added where there is
+    nothing to tell apart."""
+    for number, panel in enumerate(panels):
+        yield "" if len(panels) == 1 else f"-{number}", f"{panel[0]}: " if panel[0] else "", *panel
 
 
 def is_exact(run: Mapping) -> bool:

@@ -9,7 +9,7 @@ from rlpref.report.clustered import clustered_mean
 from rlpref.report.frames import Sweep
 from rlpref.report.length_controlled import instruction_difficulty, length_controlled
 from rlpref.report.multiples import BARS, dots, shown_cells
-from rlpref.report.panels import data_hash, finished, is_exact
+from rlpref.report.panels import data_hash, finished, is_exact, numbered
 from rlpref.report.section import Chart, Section, Table
 
 METHODS_FOR_DIFFICULTY = 5  # answers of fewer say more of the methods than of the prompts
@@ -30,12 +30,11 @@ def section(sweep: Sweep) -> Section | None:
     """None where no finished run kept rewards of its own answers and of the reference's."""
     tables, charts, notes = [], [], []
     panels = [(title, found) for title, runs in finished(sweep) if len(found := per_run(sweep, runs))]
-    for number, (title, found) in enumerate(panels):
-        name = "reward-wins" if len(panels) == 1 else f"reward-wins-{number}"
+    for end, before, _, found in numbered(panels):
+        name = f"reward-wins{end}"
         varies = [key for key in MEASURES if key != "length_effect" or found[key].abs().max() > 1e-9]
         figure, points = dots(found, {key: MEASURES[key] for key in varies}, {"win_rate": 0.5, "lc_win_rate": 0.5})
-        caption = f"Against the reference by the gold reward; dashed: one half. {BARS}"
-        caption = f"{title}: {caption}" if title else caption
+        caption = f"{before}Against the reference by the gold reward; dashed: one half. {BARS}"
         tables.append(Table(name, found, caption, shown=shown_cells(found, MEASURES)))
         charts.append(Chart(name, figure, caption, points))
         notes += _notes(found)

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 import pandas as pd
 
-from rlpref.report.by_prompt import asked_alike, prompt_means
+from rlpref.report.by_prompt import asked_alike
 from rlpref.report.frames import Sweep, evaluations
 from rlpref.report.intervals import Interval, mean_estimate, mean_interval, prompt_interval, share_interval
 
@@ -51,9 +51,11 @@ def headline(sweep: Sweep) -> pd.DataFrame:
     known = sweep.runs[sweep.runs["method"].notna()]
     cells = pd.concat([known[keys], sweep.missing[keys]] if len(sweep.missing) else [known[keys]])
     cells = cells.drop_duplicates().sort_values(keys, kind="stable", key=_comparable)
-    means = prompt_means(sweep.answers)
+    means = sweep.prompt_means
     rows = [_cell(sweep, means, cell) for cell in cells.to_dict("records")]
-    references = [_reference(sweep, means, cell) for cell in _distinct(cells, problem)]
+    history = evaluations(sweep.history)
+    history = history[history["run"].isin(sweep.done["run"])]
+    references = [_reference(matching(history, cell), means, cell) for cell in _distinct(cells, problem)]
     table = pd.DataFrame([row for row in references if row] + rows)
     if problem:
         table = table.sort_values(problem, kind="stable", key=_comparable)
@@ -76,9 +78,10 @@ def costs(sweep: Sweep) -> pd.DataFrame:
 
 def matching(frame: pd.DataFrame, cell: dict) -> pd.DataFrame:
     """The rows whose columns equal the cell's values, where NaN equals NaN."""
-    keep = pd.Series(True, index=frame.index)
+    keep = np.ones(len(frame), dtype=bool)
     for key, value in cell.items():
-        keep &= frame[key].isna() if pd.isna(value) else frame[key] == value
+        same = frame[key].isna() if pd.isna(value) else frame[key] == value
+        keep &= same.to_numpy(dtype=bool, na_value=False)
     return frame[keep]
 
 
@@ -118,19 +121,19 @@ def _over_prompts(name: str, mean: float, errors: pd.Series, asked: np.ndarray |
 
 def _note(runs: pd.DataFrame, missing: pd.DataFrame) -> str:
     """'failed: a, b; missing: seed 2', and done runs that ended in a number that is not finite."""
-    parts = [
-        f"{status}: {', '.join(names)}" for status, names in runs[runs["status"] != "done"].groupby("status")["run"]
-    ]
+    others = runs[runs["status"] != "done"]
+    parts = (
+        [f"{status}: {', '.join(names)}" for status, names in others.groupby("status")["run"]] if len(others) else []
+    )
     if len(missing):
         parts.append("missing: " + ", ".join(f"seed {seed}" for seed in missing["seed"]))
     odd = runs[(runs["status"] == "done") & runs["error"].notna()]
     return "; ".join([*parts, *(f"{run}: {error}" for run, error in zip(odd["run"], odd["error"]))])
 
 
-def _reference(sweep: Sweep, means: dict[str, pd.DataFrame], cell: dict) -> dict | None:
-    """The policy before training: the reference's own reward, once per seed, from the runs of one problem."""
-    history = evaluations(matching(sweep.history, cell))
-    history = history[history["run"].isin(sweep.done["run"])]
+def _reference(history: pd.DataFrame, means: dict[str, pd.DataFrame], cell: dict) -> dict | None:
+    """The policy before training: the reference's own reward, once per seed, from the evaluations of the finished runs
+    of one problem."""
     start = history[history["step"] == 0] if "step" in history else history
     last = history.groupby("run").tail(1)
     places = ((start, "exact/reward"), (last, "eval/ref_reward"), (start, "eval/reward"))

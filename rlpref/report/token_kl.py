@@ -10,7 +10,7 @@ from rlpref.report.clustered import clustered_mean
 from rlpref.report.frames import Sweep
 from rlpref.report.intervals import Interval
 from rlpref.report.multiples import cell_name, cells, method_panels, told
-from rlpref.report.panels import finished, interval, is_exact
+from rlpref.report.panels import finished, interval, is_exact, numbered
 from rlpref.report.section import Chart, Point, Section, Table
 from rlpref.report.style import RC, Look, legend
 
@@ -25,15 +25,14 @@ def section(sweep: Sweep) -> Section | None:
     charts, tables = [], []
     panels = [(title, positions(runs, sweep.answers)) for title, runs in finished(sweep)]
     panels = [(title, found) for title, found in panels if len(found)]
-    for number, (title, found) in enumerate(panels):
-        name = "token-kl" if len(panels) == 1 else f"token-kl-{number}"
+    for end, before, _, found in numbered(panels):
+        name = f"token-kl{end}"
         figure, points, table = _figure(found)
-        caption = (
+        caption = before + (
             "KL(policy || reference) of the next token in nats, mean over the policy's own answers that reach the "
             f"position (those that at least {REACHED:.0%} reach). Band: 95%, over seeds where there are three or more, "
             "else over prompts; grey: the other methods."
         )
-        caption = f"{title}: {caption}" if title else caption
         charts.append(Chart(name, figure, caption, points))
         tables.append(Table(name, table, caption, shown=_short(table)))
     return Section("KL per token position", tables=tuple(tables), charts=tuple(charts)) if charts else None

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 BLOCK = 128  # tokens; about the root of a vocabulary of 50,000, which makes the two sums below equally short
-ROWS = 16  # rows at once: what they hold stays in the processor's cache from one operation to the next
+ROWS = 16  # of a vocabulary of 50,000 at once: what they hold stays in the processor's cache between operations
 
 
 def draw(logits: Tensor, noise: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
@@ -15,7 +15,7 @@ def draw(logits: Tensor, noise: Tensor, temperature: float) -> tuple[Tensor, Ten
     tokens, of log-prob 0: all the mass is on them."""
     if temperature == 0:
         return logits.argmax(-1), torch.zeros(len(logits), device=logits.device)
-    rows = ROWS if logits.device.type == "cpu" else len(logits)
+    rows = max(ROWS, ROWS * 50_000 // max(logits.shape[1], BLOCK)) if logits.device.type == "cpu" else len(logits)
     parts = [_draw(*part, temperature) for part in zip(logits.split(rows), noise.split(rows))]
     return torch.cat([token for token, _ in parts]), torch.cat([logp for _, logp in parts])
 

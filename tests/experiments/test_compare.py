@@ -38,6 +38,12 @@ def folder(study, tmp_path_factory):
     return folder
 
 
+@pytest.fixture
+def no_page(study, monkeypatch):
+    """For what is asked of the runs alone: the page of `folder` shows that there is one."""
+    monkeypatch.setattr(study, "build", lambda folder: None)
+
+
 def written(folder):
     return json.loads((folder / "compare.json").read_text())
 
@@ -79,7 +85,7 @@ def test_the_report_says_what_was_equal_and_what_was_chosen(folder):
 
 
 @slow
-def test_what_is_done_is_not_done_again_and_another_plan_is_refused(study, folder):
+def test_what_is_done_is_not_done_again_and_another_plan_is_refused(study, folder, no_page):
     files = {file: file.stat().st_mtime_ns for file in folder.rglob("summary.json")}
     assert study.compare([*FEW, f"hydra.sweep.dir={folder}"])
     assert {file: file.stat().st_mtime_ns for file in folder.rglob("summary.json")} == files
@@ -88,7 +94,7 @@ def test_what_is_done_is_not_done_again_and_another_plan_is_refused(study, folde
 
 
 @slow
-def test_tuning_seeds_that_mislead_are_believed(study, tmp_path, monkeypatch):
+def test_tuning_seeds_that_mislead_are_believed(study, tmp_path, monkeypatch, no_page):
     """On its tuning seed the bad learning rate looks best: it is what is reported, and neither the report nor a second
     start chooses again by what came out."""
     train = study.train
@@ -128,7 +134,7 @@ def finished(folder):
 
 
 @slow
-def test_a_comparison_that_was_killed_while_it_tuned_goes_on(study, tmp_path):
+def test_a_comparison_that_was_killed_while_it_tuned_goes_on(study, tmp_path, no_page):
     asked = [
         *FEW,
         "side_by_side=false",
@@ -157,7 +163,7 @@ def test_a_comparison_that_was_killed_while_it_tuned_goes_on(study, tmp_path):
 
 
 @slow
-def test_a_method_that_no_trial_of_ends_well_is_named(study, tmp_path, monkeypatch):
+def test_a_method_that_no_trial_of_ends_well_is_named(study, tmp_path, monkeypatch, no_page):
     train = study.train
 
     def broken(trials):
@@ -182,7 +188,7 @@ def test_final_runs_of_an_earlier_choice_are_in_no_average(study, read, tmp_path
 
 
 @slow
-def test_where_all_final_runs_fail_but_those_of_one_they_are_named(study, tmp_path, monkeypatch, capsys):
+def test_where_all_final_runs_fail_but_those_of_one_they_are_named(study, tmp_path, monkeypatch, capsys, no_page):
     train = study.train
 
     def broken(trials):
@@ -275,7 +281,7 @@ def test_a_point_of_which_a_seed_failed_is_not_chosen(study, read, tmp_path):
 
 
 @slow
-def test_on_text_no_prompt_that_is_reported_was_tuned_on(study, tmp_path):
+def test_on_text_no_prompt_that_is_reported_was_tuned_on(study, tmp_path, no_page):
     """By steps: the pairs of a text are what they are. The tuning split leaves out what the reported runs test."""
     runs.save_llama(tmp_path / "model")
     asked = [

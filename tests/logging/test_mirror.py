@@ -85,7 +85,6 @@ def test_a_mirror_that_dies_on_the_way_does_not_stop_the_run(recwarn):
 def test_a_mirror_is_told_what_the_folder_keeps_and_then_the_rest(tmp_path, monkeypatch):
     """Whatever the mirror is: a run that was cut short tells it every row once, in the order of metrics.jsonl."""
     from rlpref import run
-    from rlpref.trainer import Trainer
 
     told = {}
 
@@ -103,17 +102,8 @@ def test_a_mirror_is_told_what_the_folder_keeps_and_then_the_rest(tmp_path, monk
     monkeypatch.setattr(run, "make_mirror", lambda *_: Listening())
     monkeypatch.setattr(run, "_mirror_figure", lambda *_: None)
     settings = [*runs.TESTBED, "training.checkpoint_every=3", *runs.METHODS["dpo"]]
-    update = Trainer._update
-
-    def cut(self, batch):
-        if self.at.step == 5:
-            raise KeyboardInterrupt
-        return update(self, batch)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_update", cut)
-        with pytest.raises(KeyboardInterrupt):
-            runs.run(tmp_path, *settings)
+    with runs.interrupted_at(monkeypatch, 5):
+        runs.run(tmp_path, *settings)
     first = told["last"].rows
     assert first == runs.read_rows(tmp_path / "metrics.jsonl")
     runs.run(tmp_path, *settings)

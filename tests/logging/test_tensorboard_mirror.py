@@ -6,7 +6,6 @@ import json
 import pytest
 
 import runs
-from rlpref.trainer import Trainer
 
 pytestmark = pytest.mark.slow
 accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
@@ -40,17 +39,8 @@ SETTINGS += ["logger=tensorboard", "training.checkpoint_every=3", *runs.METHODS[
 
 
 def test_tensorboard_holds_every_number(tmp_path, monkeypatch):
-    update = Trainer._update
-
-    def cut(self, batch):
-        if self.at.step == 5:
-            raise KeyboardInterrupt
-        return update(self, batch)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_update", cut)
-        with pytest.raises(KeyboardInterrupt):
-            runs.run(tmp_path, *SETTINGS)
+    with runs.interrupted_at(monkeypatch, 5):
+        runs.run(tmp_path, *SETTINGS)
     runs.run(tmp_path, *SETTINGS)
     found, texts, events = scalars(tmp_path)
     assert found == logged(tmp_path)

@@ -12,8 +12,8 @@ import pytest
 import yaml
 
 import runs
-from rlpref.run import Job, run, run_side_by_side
-from rlpref.trainer import Trainer
+from rlpref.jobs import Job
+from rlpref.run import run, run_side_by_side
 from stub_wandb import stub_wandb
 
 pytestmark = pytest.mark.slow
@@ -217,26 +217,9 @@ def without_empty(config):
     return {key: without_empty(value) for key, value in config.items() if value != {}}
 
 
-def cut_at(monkeypatch, step, how):
-    update = Trainer._update
-
-    def cut(self, batch):
-        if self.at.step == step:
-            how()
-        return update(self, batch)
-
-    monkeypatch.setattr(Trainer, "_update", cut)
-
-
-def interrupt():
-    raise KeyboardInterrupt
-
-
 def run_until(monkeypatch, folder, step, *settings):
-    with monkeypatch.context() as patch:
-        cut_at(patch, step, interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            runs.run(folder, *SHORT, *settings)
+    with runs.interrupted_at(monkeypatch, step):
+        runs.run(folder, *SHORT, *settings)
 
 
 def test_a_resumed_run_is_one_run_with_every_row_once(tmp_path, monkeypatch):
@@ -257,9 +240,9 @@ CHILD = """
 import os, signal, sys
 from pathlib import Path
 import pytest, runs
-from test_wandb_mirror import SHORT, cut_at
+from test_wandb_mirror import SHORT
 folder, step, signum, *settings = sys.argv[1:]
-cut_at(pytest.MonkeyPatch(), int(step), lambda: os.kill(os.getpid(), int(signum)))
+runs.interrupt_at(pytest.MonkeyPatch(), int(step), lambda: os.kill(os.getpid(), int(signum)))
 runs.run(Path(folder), *SHORT, *settings)
 """
 

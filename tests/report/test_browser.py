@@ -48,7 +48,8 @@ def browser(study):
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory):
     """36 runs on the testbed, and one more that failed."""
-    from rlpref.run import Job, run_side_by_side
+    from rlpref.jobs import Job
+    from rlpref.run import run_side_by_side
 
     root = tmp_path_factory.mktemp("browser") / "sweep"
     jobs = []

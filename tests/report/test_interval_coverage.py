@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 import torch
 
-from rlpref.evaluation.evaluator import Evaluator
+from rlpref.evaluation.evaluator import Evaluator, evaluate
 from rlpref.evaluation.exact import make_exact
+from rlpref.models.stacked import stack_models
 from rlpref.report import headline, load, pairwise
-from rlpref.report.by_prompt import prompt_means
 from rlpref.report.intervals import prompt_interval
 from rlpref.testbed import exact, optima
 from rlpref.testbed.task import make_testbed
@@ -101,9 +101,12 @@ def make_policies(task):
     return [[policy(share * of_method) for share in shares] for of_method in METHODS.values()]
 
 
-def run_studies(task, models, prompts, answers, folder, solved=None):
-    """With so many held-out prompts, None: all that there are, each once; and so many answers to each."""
+def run_studies(task, models_of, prompts, answers, folder, exact_of=lambda models: None):
+    """With so many held-out prompts, None: all that there are, each once; and so many answers to each. The runs of a
+    study are measured in one pass, as those of a sweep are."""
     policies = make_policies(task)
+    models = [[models_of(task, policy) for policy in of_method] for of_method in policies]
+    solved = exact_of(models[0][0])
     rng = np.random.default_rng(1)
     drawn = rng.integers(0, POLICIES, (STUDIES, len(METHODS), SEEDS))
     everything = np.arange(task.tree.prompts)
@@ -111,13 +114,19 @@ def run_studies(task, models, prompts, answers, folder, solved=None):
     rows = {}
     for study, of_study in enumerate(asked):
         data = held_out(task, of_study)
+        sizes = {"prompts": len(of_study), "k": answers, "pairs": 0, "samples": 0}
+        asking = {}
         for seed in range(SEEDS):
-            sizes = {"prompts": len(of_study), "k": answers, "pairs": 0, "samples": 0}
-            evaluator = Evaluator(models, data, solved, ("policy",), **sizes, seed=study * SEEDS + seed)
+            reference = {}  # one answers both methods: that of a seed is the same
             for i, method in enumerate(METHODS):
-                models.policy.set_conditionals(policies[i][drawn[study, i, seed]])
-                rows[study, method, seed] = evaluator(10)[0]
-                write_run(folder, study, method, seed, rows[study, method, seed], [] if solved else evaluator.answers())
+                own = models[i][drawn[study, i, seed]]
+                numbers = sizes | {"seed": study * SEEDS + seed}
+                asking[study, method, seed] = Evaluator(own, data, solved, ("policy",), **numbers, _reference=reference)
+        together = stack_models([evaluator.models for evaluator in asking.values()])
+        found = evaluate(list(asking.values()), together, 10)
+        for (run, evaluator), (row, _) in zip(asking.items(), found):
+            rows[run] = row
+            write_run(folder, *run, row, [] if solved else evaluator.answers())
     kl = [[exact.sequence_kl(task, policy, task.ref).tolist() for policy in of_one] for of_one in policies]
     reward = [[exact.expectation(task, policy, task.rewards).tolist() for policy in of_one] for of_one in policies]
     wins = [[win_rates(task, policy) for policy in of_one] for of_one in policies]
@@ -152,16 +161,15 @@ def write_run(folder, study, method, seed, row, answers):
 def sampled(testbed_models, tmp_path_factory):
     """Held-out prompts are a sample of 300; the evaluator does not know the truth."""
     task = make_testbed(vocab=4, horizon=2, prompts=POPULATION, seed=0, reward="ngram")
-    return run_studies(task, testbed_models(task), 32, 4, tmp_path_factory.mktemp("sampled"))
+    return run_studies(task, testbed_models, 32, 2, tmp_path_factory.mktemp("sampled"))
 
 
 @pytest.fixture(scope="module")
 def enumerated(testbed_models, tmp_path_factory):
     """The prompts are all there are, and the evaluator enumerates their answers."""
     task = make_testbed(vocab=4, horizon=2, prompts=4, seed=0, reward="ngram")
-    models = testbed_models(task)
     folder = tmp_path_factory.mktemp("enumerated")
-    return run_studies(task, models, None, 32, folder, make_exact(task, models, None))
+    return run_studies(task, testbed_models, None, 32, folder, lambda models: make_exact(task, models, None))
 
 
 def difference(pairs, metric, expected):
@@ -177,7 +185,7 @@ RATE = (0.90, 0.98)
 
 
 def test_the_report_reads_what_the_evaluator_measured(sampled):
-    means = prompt_means(sampled.sweep.answers)
+    means = sampled.sweep.prompt_means
     for study, method, seed in [(0, "dpo", 0), (150, "ipo", 2)]:
         row, table = sampled.rows[study, method, seed], means[f"{study}-{method}-{seed}"]
         for name in (*MEASURES, "ref_reward"):

@@ -9,11 +9,12 @@ import runs
 from rlpref.binding import ConfigError
 from rlpref.build import build
 from rlpref.check import check
+from rlpref.jobs import Job
 from rlpref.models.heads import critic_from, scalar_model, state_values
 from rlpref.models.stacked import stack_models
 from rlpref.ops.blocks import Unstackable
 from rlpref.rewards.learned import EnsembleReward, LearnedReward, combined, normalise
-from rlpref.run import Job, run_side_by_side
+from rlpref.run import run_side_by_side
 from rlpref.testbed.exact import expectation
 from rlpref.testbed.ladder import scored_answers
 from rlpref.types import Sequences
