@@ -135,8 +135,10 @@ def compare(grid: Grid, sweep: Sweep) -> tuple[pd.DataFrame, list[tuple[Tensor, 
             best = optimum(task, task.ref, task.rewards, grid.beta)
             rows.append(rows[-1] | {"policy": STAR} | measure(grid, task, best.policy)[0])
             exact = along(best.advantages, bad)
-            maps = maps or [(part[prompt, 0, 1 + prompt % 2] for part in (bad, exact, implicit)) for prompt in range(3)]
-    return pd.DataFrame(rows), [tuple(parts) for parts in maps]
+            maps = maps or [
+                tuple(part[prompt, 0, 1 + prompt % 2] for part in (bad, exact, implicit)) for prompt in range(3)
+            ]
+    return pd.DataFrame(rows), maps
 
 
 def draw_map(axis: Axes, maps: list[tuple[Tensor, Tensor, Tensor]]) -> None:
@@ -146,7 +148,7 @@ def draw_map(axis: Axes, maps: list[tuple[Tensor, Tensor, Tensor]]) -> None:
     picture = axis.imshow(table, cmap="RdBu", vmin=-largest, vmax=largest, aspect="auto")
     for i, (tokens, _, _) in enumerate(maps):
         bad = 1 + i % 2
-        axis.add_patch(Rectangle((bad - 0.48, 2 * i - 0.46), 0.96, 1.92, fill=False, lw=1.5))
+        axis.add_patch(Rectangle((bad - 0.48, 2 * i - 0.46), 0.96, 1.92, fill=False, lw=1.5, zorder=3))
         for line in (2 * i, 2 * i + 1):
             for position, token in enumerate(tokens.tolist()):
                 dark = abs(float(table[line, position])) > 0.6 * largest
@@ -165,14 +167,16 @@ def draw(grid: Grid, history: pd.DataFrame, rows: pd.DataFrame, maps: list) -> F
         figure, axes = panels(2, rows=2, height=2.3, title="DPO's implicit token rewards approach A* as pairs grow")
         axes[0].axhline(1, color="black", lw=1.2, label="pi*")
         for pairs, colour in zip(sorted(grid.pairs), COLOURS):
-            for column, line, where in ((REF, "-", "reference"), (OWN, "--", "own")):
+            for column, line in ((REF, "-"), (OWN, "--")):
                 own = history[(history["data.pairs"] == pairs) & history[column].notna()]
                 spread = own.groupby("step")[column]
-                axes[0].plot(spread.mean(), line, color=colour, lw=1.1, label=f"{pairs:,} pairs, {where}")
+                axes[0].plot(
+                    spread.mean(), line, color=colour, lw=1.1, label=f"{pairs:,} pairs" if column == REF else None
+                )
                 axes[0].fill_between(spread.mean().index, spread.min(), spread.max(), color=colour, alpha=0.15, lw=0)
-        axes[0].set(title="prefixes of the reference, or its own", xlabel="steps", ylim=(0, 1.05))
+        axes[0].set(title="prefixes of the reference (full), its own (dashed)", xlabel="steps", ylim=(0, 1.05))
         axes[0].set_ylabel("correlation with A*")
-        axes[0].legend(loc="lower right", ncols=2, title="mean, range over tasks", title_fontsize=7)
+        axes[0].legend(loc="lower right", ncols=3, handlelength=1.2, title="mean, range over tasks", title_fontsize=7)
         draw_map(axes[1], maps)
         widths = [*grid.beams, EVERYTHING]
         for axis, value, title in (
@@ -181,12 +185,10 @@ def draw(grid: Grid, history: pd.DataFrame, rows: pd.DataFrame, maps: list) -> F
         ):
             for policy, colour in zip([*sorted(grid.pairs), STAR], COLOURS):
                 spread = rows[rows["policy"] == policy][[f"{value} {width}" for width in widths]]
-                name = policy if policy == STAR else f"{policy:,} pairs"
-                axis.plot(range(len(widths)), spread.mean().values, "o-", color=colour, ms=3, lw=1.1, label=name)
+                axis.plot(range(len(widths)), spread.mean().values, "o-", color=colour, ms=3, lw=1.1)
                 axis.fill_between(range(len(widths)), spread.min(), spread.max(), color=colour, alpha=0.12, lw=0)
             axis.set_xticks(range(len(widths)), ["greedy", *map(str, grid.beams[1:]), "all"])
             axis.set(title=title, xlabel="width of the beam; mean, range over tasks", ylabel="units of reward")
-        axes[2].legend()
     return figure
 
 
