@@ -118,7 +118,7 @@ def draw(grid: Grid, scores: pd.DataFrame, heated: pd.DataFrame, best: pd.DataFr
     most = max(grid.answers)
     with style():
         figure, (ranks, heat, hottest, tuned) = panels(
-            2, 2, 2.3, "The best of N rises, the median stays; how hot to draw depends on the policy"
+            2, 2, 2.3, "The best of N rises, the median stays; the best T depends on the policy"
         )
         for keep, colour in KEEPS.items():
             rows = scores[(scores["keep"] == keep) & (scores["n"] <= most)]

@@ -1,0 +1,148 @@
+"""Gopalan et al. 2025: where the policy class cannot express the reward, DPO's optimum depends on the pairs' source.
+
+One prompt, K answers, policies ref exp(features theta)/Z with fewer features than answers. The registry's DPO loss over
+all pairs is minimised over theta; beside it the optimum of RLHF in the same class, whose reward model is exact.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from exhibit import Findings, exactly, main, panels, style
+from rlpref.losses import make_loss
+from rlpref.report import mean_interval
+from rlpref.report.style import PALETTE
+from rlpref.testbed.exact import expectation, regret, sequence_kl
+from rlpref.testbed.optima import optimum
+from rlpref.testbed.population import expected_loss, minimise
+from rlpref.testbed.population_rewards import reward_argmin
+from rlpref.testbed.preferences import bradley_terry
+from rlpref.testbed.task import Testbed, make_testbed
+
+SOURCES = {"reference": PALETTE[0], "uniform": PALETTE[1], "good answers": PALETTE[2], "bad answers": PALETTE[3]}
+LEAST = 1e-9  # a spread below is rounding
+
+
+@dataclass(frozen=True)
+class Grid:
+    answers: int
+    dimensions: list[int]  # of the features; with all but one of the answers every policy is in the class
+    environments: list[int]
+    beta: float
+
+
+def sources(task: Testbed) -> dict[str, Tensor]:
+    """Conditionals that both answers of a pair are drawn from; of good or bad answers: ref exp(r)/Z and ref exp(-r)/Z,
+    mild enough that every answer is seen."""
+    found = {"reference": task.ref, "uniform": torch.zeros_like(task.ref).log_softmax(-1)}
+    found["good answers"] = optimum(task, task.ref, task.rewards, 1.0).policy
+    return found | {"bad answers": optimum(task, task.ref, -task.rewards, 1.0).policy}
+
+
+def directions(answers: int, environment: int) -> Tensor:
+    """[answers, answers - 1] random orthonormal features without a constant, which would change no policy."""
+    generator = torch.Generator().manual_seed(environment)
+    drawn = torch.randn(answers, answers, generator=generator, dtype=torch.float64)
+    drawn[:, 0] = 1.0
+    return torch.linalg.qr(drawn).Q[:, 1:] * answers**0.5
+
+
+def best_in_class(ref: Tensor, features: Tensor, objective) -> Tensor:
+    """The policy ref exp(features theta)/Z of the smallest objective, a scalar of conditionals."""
+    theta = torch.zeros(features.shape[1], dtype=torch.float64, requires_grad=True)
+    minimise(lambda: objective((ref + features @ theta).log_softmax(-1)), [theta], 500)
+    return (ref + features @ theta.detach()).log_softmax(-1)
+
+
+def cells(environment: int, grid: Grid) -> list[dict]:
+    """Regret (sd of the reward) and gain in reward over the reference for each method, source and dimension."""
+    task = make_testbed(vocab=grid.answers, horizon=1, prompts=1, seed=environment, reward="ngram")
+    preference, dpo = bradley_terry(task), make_loss("dpo", beta=grid.beta)
+    basis, rows = directions(grid.answers, environment), []
+    for source, mu in sources(task).items():
+        learned = reward_argmin(task, make_loss("bradley_terry"), mu, preference)
+
+        def lost(policy: Tensor, rewards: Tensor = learned) -> Tensor:
+            return (grid.beta * sequence_kl(task, policy, task.ref) - expectation(task, policy, rewards)).mean()
+
+        methods = {"dpo": expected_loss(task, dpo, task.ref, mu, preference), "rlhf": lost}
+        for method, objective in methods.items():
+            for dimension in grid.dimensions:
+                policy = best_in_class(task.ref, basis[:, :dimension], objective)
+                row = {"environment": environment, "method": method, "source": source, "dimension": dimension}
+                row["regret"] = regret(task, policy, task.ref, task.rewards, grid.beta)
+                rows.append(row | {"gain": float(expectation(task, policy, task.rewards).mean())})
+    return rows
+
+
+def findings(grid: Grid, rows: pd.DataFrame, spread: pd.DataFrame) -> dict:
+    full, half = grid.answers - 1, grid.answers // 2
+    table = rows.pivot(index=["environment", "source", "dimension"], columns="method", values="regret")
+    dpo = rows[rows["method"] == "dpo"]
+    restricted = dpo[dpo["dimension"] < full]
+    ratio = spread["dpo"].xs(half, level="dimension") / spread["dpo"].xs(full, level="dimension").clip(lower=LEAST)
+    return {
+        "full_rank": exactly(dpo[dpo["dimension"] == full]["regret"].max()),
+        "rlhf_spread": exactly(spread["rlhf"].max()),
+        "in_class": exactly((table["dpo"] - table["rlhf"]).min()),
+        "ratio": exactly(ratio.min()),
+        "spread": mean_interval(spread["dpo"].xs(half, level="dimension")),
+        "worse": exactly((restricted["gain"] < 0).mean()),
+    }
+
+
+def banded(axis, rows: pd.Series, colour, label: str, **looks) -> None:
+    """Mean and 95% interval over environments by dimension."""
+    by_dimension = {d: mean_interval(each) for d, each in rows.groupby("dimension")}
+    found = pd.DataFrame(by_dimension, index=["mean", "low", "high"]).T
+    axis.plot(found.index, found["mean"], color=colour, lw=1.2, ms=3, label=label, **looks)
+    axis.fill_between(found.index, found["low"], found["high"], color=colour, alpha=0.12, lw=0)
+
+
+def draw(rows: pd.DataFrame, spread: pd.DataFrame) -> Figure:
+    with style():
+        title = "In too small a policy class DPO's optimum depends on the source of pairs"
+        figure, (left, middle, right) = panels(3, 1, 2.6, title)
+        indexed = rows.set_index(["environment", "dimension"])
+        for source, colour in SOURCES.items():
+            own = indexed[(indexed["method"] == "dpo") & (indexed["source"] == source)]
+            for axis, column in ((left, "regret"), (right, "gain")):
+                banded(axis, own[column], colour, f"DPO, pairs of {source}", marker="o")
+        rlhf = indexed[(indexed["method"] == "rlhf") & (indexed["source"] == "reference")]
+        for axis, column in ((left, "regret"), (right, "gain")):
+            banded(axis, rlhf[column], "black", "RLHF, any source")
+        right.axhline(0, color="0.5", lw=0.8, ls=":")
+        for method, colour, label in (("dpo", PALETTE[0], "DPO"), ("rlhf", "black", "RLHF")):
+            own = spread[method].clip(lower=1e-16)
+            for _, each in own.groupby("environment"):
+                middle.plot(each.index.get_level_values("dimension"), each, color=colour, lw=0.7, alpha=0.6)
+            middle.plot([], [], color=colour, label=label)
+        left.set(ylabel="regret, sd of the reward", title="regret: mean and 95% interval\nover environments")
+        middle.set(
+            yscale="log",
+            ylabel="largest less smallest regret",
+            title="spread over the sources,\na line: an environment",
+        )
+        right.set(ylabel="reward over the reference, sd", title="reward gained; below 0: worse\nthan the reference")
+        for axis in (left, middle, right):
+            axis.set_xlabel("features of the policy class")
+        left.legend(fontsize=6.5)
+        middle.legend(fontsize=6.5)
+    return figure
+
+
+def make(grid: Grid, folder: Path) -> Findings:
+    rows = pd.DataFrame([row for environment in grid.environments for row in cells(environment, grid)])
+    regrets = rows.groupby(["environment", "dimension", "method"])["regret"]
+    spread = (regrets.max() - regrets.min()).unstack()
+    return Findings(draw(rows, spread), findings(grid, rows, spread), {"cells": rows})
+
+
+if __name__ == "__main__":
+    main(make, Grid)
