@@ -7,7 +7,7 @@ registry's f_dpo is held to the same closed form on a small task.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -35,6 +35,7 @@ from rlpref.testbed.divergences import (
 from rlpref.testbed.exact import sequence_kl
 from rlpref.testbed.population import population_argmin
 from rlpref.testbed.preferences import bradley_terry
+from rlpref.testbed.rewards import standardised
 from rlpref.testbed.task import Testbed, make_testbed
 
 DIVERGENCES = {"reverse KL": REVERSE_KL, "alpha 0.5": alpha_divergence(0.5), "Jensen-Shannon": JENSEN_SHANNON}
@@ -46,7 +47,6 @@ LOSSES = {
     "forward KL": ("f_dpo", {"divergence": "forward_kl"}),
 }
 COLOURS = dict(zip(DIVERGENCES, ("black", PALETTE[0], PALETTE[2], PALETTE[1])))
-REWARD = {"prompts": 4, "reward": "ngram"}
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,16 @@ class Grid:
     betas: list[float]  # largest and smallest
     points: int
     kl: float  # nats at which divergences are compared
+    peaked: (
+        float  # factor of the reference's log-probs: above 1 it has likely and unlikely answers, as a language model
+    )
+
+
+def made(grid: Grid, environment: int, peaked: float) -> Testbed:
+    """The task of that environment with its reference made `peaked`."""
+    task = make_testbed(grid.vocab, grid.horizon, prompts=4, seed=environment, reward="ngram")
+    task = replace(task, ref=(peaked * task.ref).log_softmax(-1))
+    return replace(task, rewards=standardised(task, task.rewards))
 
 
 def paths(task: Testbed, grid: Grid) -> pd.DataFrame:
@@ -99,30 +109,28 @@ def apart_from_the_loss(beta: float = 0.5) -> float:
     return furthest
 
 
-def below_own_frontier(rows: pd.DataFrame) -> float:
-    """Largest gain in gold of the reverse KL's optima over those of another divergence at equal values of that
-    divergence; at most 0 but for the chords between its points, which lie below its curve."""
+def beaten(rows: pd.DataFrame) -> float:
+    """How much more of E[gold] - beta D_f any optimum of the reverse KL has than the optimum of that objective, at
+    most over environments, divergences and betas."""
     worst = -math.inf
     for _, own in rows.groupby("environment"):
         reverse = own[own["divergence"] == "reverse KL"]
         for name in list(DIVERGENCES)[1:]:
-            best = own[own["divergence"] == name].sort_values(name)
-            inside = reverse[reverse[name].between(best[name].min(), best[name].max())]
-            on_chord = np.interp(inside[name], best[name], best["gold"])
-            worst = max(worst, float((inside["gold"] - on_chord).max())) if len(inside) else worst
+            best = own[own["divergence"] == name]
+            others = reverse["gold"].to_numpy() - np.outer(best["beta"], reverse[name])
+            worst = max(worst, float((others.max(1) - (best["gold"] - best["beta"] * best[name])).max()))
     return worst
 
 
-def smallest_step(compared: pd.DataFrame, column: str, sign: float) -> Interval:
-    """The smallest of the differences between one divergence and the next, over environments."""
-    table = sign * compared.pivot_table(index="environment", columns="divergence", values=column)[list(DIVERGENCES)]
-    return mean_interval((-table.diff(axis=1).iloc[:, 1:]).min(axis=1))
-
-
-def steps(compared: pd.DataFrame, column: str) -> list[Interval]:
-    """Each divergence less the next, over environments."""
+def less(compared: pd.DataFrame, column: str, one: str, other: str) -> Interval:
+    """A column at one divergence less that at another, over environments."""
     table = compared.pivot_table(index="environment", columns="divergence", values=column)
-    return [mean_interval(table[one] - table[other]) for one, other in pairwise(DIVERGENCES)]
+    return mean_interval(table[one] - table[other])
+
+
+def steps(compared: pd.DataFrame, column: str, order: int = 1) -> list[Interval]:
+    """Each divergence less the next; `order` -1: the next less each."""
+    return [less(compared, column, *pair[::order]) for pair in pairwise(DIVERGENCES)]
 
 
 def lines(axis: Axes, rows: pd.DataFrame, x: str | None, y: str) -> None:
@@ -134,7 +142,7 @@ def lines(axis: Axes, rows: pd.DataFrame, x: str | None, y: str) -> None:
 
 def draw(rows: pd.DataFrame, compared: pd.DataFrame, grid: Grid) -> Figure:
     with style():
-        title = "The reverse KL buys reward with the least KL; others keep more entropy"
+        title = "The reverse KL buys reward with the least KL to the reference"
         figure, axes = panels(2, 2, 2.3, title=title)
         lines(axes[0], rows, "kl", "gold")
         lines(axes[1], rows, None, "gold")
@@ -161,18 +169,23 @@ def draw(rows: pd.DataFrame, compared: pd.DataFrame, grid: Grid) -> Figure:
 
 
 def make(grid: Grid, folder: Path) -> Findings:
-    size = {"vocab": grid.vocab, "horizon": grid.horizon}
-    tasks = [make_testbed(**size, seed=environment, **REWARD) for environment in grid.environments]
+    tasks = [made(grid, environment, grid.peaked) for environment in grid.environments]
+    flat = [made(grid, environment, 1.0) for environment in grid.environments]
     rows = pd.concat([paths(task, grid) for task in tasks], ignore_index=True)
     compared = pd.DataFrame([at_kl(task, *own, grid) for task in tasks for own in DIVERGENCES.items()])
-    order = steps(compared, "gold")
+    ends = [(name, DIVERGENCES[name]) for name in ("reverse KL", "forward KL")]
+    on_flat = pd.DataFrame([at_kl(task, *own, grid) for task in flat for own in ends])
+    order, diversity = steps(compared, "gold"), steps(compared, "entropy", -1)
     tokens = compared.pivot_table(index="environment", columns="divergence", values="tokens")
     values = {
         "reverse_over_alpha": order[0],
         "alpha_over_js": order[1],
         "js_over_forward": order[2],
-        "entropy": smallest_step(compared, "entropy", -1.0),
-        "own_frontier": exactly(below_own_frontier(rows)),
+        "entropy_alpha": diversity[0],
+        "entropy_js": diversity[1],
+        "entropy_forward": diversity[2],
+        "entropy_flat": less(on_flat, "entropy", "forward KL", "reverse KL"),
+        "own_frontier": exactly(beaten(rows)),
         "loss": exactly(apart_from_the_loss()),
         "tokens_reverse": exactly((tokens["reverse KL"] - 1).abs().max()),
         "tokens_forward": mean_interval(tokens["forward KL"]),
