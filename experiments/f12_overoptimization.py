@@ -45,6 +45,7 @@ NEAR = 1000  # the n up to which the paper measured, and from which it looked fu
 STEEP = 1e4  # a beta at which the path is straight in sqrt(KL)
 CELL = ["environment", "hidden", "pairs"]
 COLOURS = {"bon": PALETTE[0], "rl": PALETTE[1]}
+SHORT = {"bon": "BoN", "rl": "KL"}  # in legends
 
 
 @dataclass(frozen=True)
@@ -192,7 +193,7 @@ def draw_coefficients(axis: Axes, found: pd.DataFrame, grid: Grid) -> None:
         cells = most[most["path"] == path].groupby("hidden")[column]
         mean, low, high = np.array([mean_interval(cell) for _, cell in cells]).T
         look = {"color": colour, "ls": line, "marker": marker, "ms": 3.5, "lw": 1.1, "elinewidth": 0.8}
-        axis.errorbar(grid.hidden, mean, (mean - low, high - mean), label=f"{column}, {NAMES[path]}", **look)
+        axis.errorbar(grid.hidden, mean, (mean - low, high - mean), label=f"{column}, {SHORT[path]}", **look)
     axis.set(xscale="log", xlabel="units of the proxy", ylabel="coefficient", ylim=(-0.6, 3.2))
     axis.set_title(f"coefficients, {max(grid.pairs):,} pairs")
     axis.legend(loc="upper left", ncols=2, columnspacing=0.7, handlelength=1.2)
@@ -215,10 +216,10 @@ def draw_gold_by_proxy(axis: Axes, mean: pd.DataFrame, grid: Grid) -> None:
     for (hidden, colour), (path, line) in itertools.product(ends, (("bon", "-"), ("rl", "--"))):
         own = mean[(mean["hidden"] == hidden) & (mean["path"] == path) & (mean["pairs"] == grid.shown_pairs)]
         own = own.groupby("at")[["proxy", "gold"]].mean().sort_values("proxy")
-        axis.plot(own["proxy"], own["gold"], color=colour, ls=line, lw=1.2, label=f"{hidden}, {NAMES[path]}")
+        axis.plot(own["proxy"], own["gold"], color=colour, ls=line, lw=1.2, label=f"{hidden}, {SHORT[path]}")
     axis.set(xlabel="proxy reward, sd", ylabel="gold reward, sd", title=f"gold by proxy, {grid.shown_pairs:,} pairs")
     axis.set_ylim(-0.2, 3.4)
-    axis.legend(title="units of the proxy, path", title_fontsize=7, loc="upper left", ncols=2, columnspacing=0.8)
+    axis.legend(title="units, path (BoN: best-of-n)", title_fontsize=7, loc="upper left", ncols=2, columnspacing=0.8)
 
 
 def draw(points: pd.DataFrame, found: pd.DataFrame, grid: Grid) -> Figure:

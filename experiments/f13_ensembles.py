@@ -85,28 +85,30 @@ def draw_gains(axis: Axes, found: pd.DataFrame, noise: float) -> None:
         for shift, path, marker in ((-0.12, "bon", "o"), (0.12, "rl", "s")):
             span = gains(found, path, noise, name)
             error = np.array([[span.mean - span.low], [span.high - span.mean]])
-            label = NAMES[path] if i == 0 else None
+            label = {"bon": "BoN", "rl": "KL path"}[path] if i == 0 else None
             look = {"color": COLOURS[name], "marker": marker, "ms": 4.5, "ls": "", "elinewidth": 1.1}
             axis.errorbar([i + shift], [span.mean], error, mfc="white" if path == "rl" else None, label=label, **look)
     axis.axhline(0, color="0.3", lw=0.8)
-    axis.set_xticks(range(len(COMBINED)), [name.replace(" ", "\n", 1) for name in COMBINED])
-    axis.set(title="end, less that of one model", ylabel="gold reward, sd", xlim=(-0.5, 2.5))
-    axis.legend(loc="upper left", ncols=2, labelcolor="black")
+    axis.set_xticks(range(len(COMBINED)), ["mean", "worst\ncase", "mean -\nvariance"], fontsize=7)
+    axis.set(title="end less one model's", ylabel="gold reward, sd", xlim=(-0.5, 2.5), ylim=(-0.9, 1.5))
+    axis.legend(loc="upper left", ncols=2, columnspacing=0.8, handletextpad=0.2)
 
 
 def draw(points: pd.DataFrame, found: pd.DataFrame, grid: Grid) -> Figure:
     with style():
-        figure, axes = panels(3, len(grid.noise), title="Careful ensembles of reward models keep the gold reward up")
+        figure, axes = panels(
+            3, len(grid.noise), title="Ensembles of reward models end at a higher gold reward than one model"
+        )
         for row, noise in enumerate(grid.noise):
             for axis, path in zip(axes[3 * row :], NAMES):
                 own = points[(points["noise"] == noise) & (points["path"] == path)]
                 for name, colour in COLOURS.items():
                     shaded = name in ("one model", "mean - variance")
                     band(axis, own[own["optimised"] == name], "gold", colour, shaded, label=name)
-                axis.set(title=f"{NAMES[path]}, {noise:.0%} of labels wrong", ylabel="gold reward, sd")
-                axis.set(xlabel="d = sqrt(KL), sqrt nats", ylim=(-0.6, 2.6))
+                axis.set(title=f"{NAMES[path]}, {noise:.0%} wrong labels", ylabel="gold reward, sd")
+                axis.set(xlabel="d = sqrt(KL), sqrt nats", ylim=(-0.6, 2.9))
             draw_gains(axes[3 * row + 2], found, noise)
-        axes[0].legend(loc="upper left", ncols=2, columnspacing=0.9)
+        axes[0].legend(loc="upper left")
     return figure
 
 

@@ -8,15 +8,17 @@ pi = ref (f')^{-1}((r - lambda)/beta) with lambda the one number per prompt that
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from rlpref.testbed.exact import answer_logps
+from rlpref.testbed.exact import answer_logps, log_reach
 from rlpref.testbed.optima import conditionals_of
-from rlpref.testbed.task import Testbed
+from rlpref.testbed.task import Testbed, answer_places
+
+LARGE = 700.0  # stands for infinity where a root is sought
 
 
 @dataclass(frozen=True)
@@ -83,26 +85,80 @@ def f_divergence(task: Testbed, policy: Tensor, ref: Tensor, divergence: Diverge
     return torch.where(supported, q.exp() * divergence.f(ratio), 0.0).sum(1)
 
 
+def token_f_divergence(task: Testbed, policy: Tensor, ref: Tensor, divergence: Divergence) -> Tensor:
+    """[prompts] expected sum, along the policy's answers, of D_f of the next token; the reference has full support.
+
+    It is D_f of whole answers for the reverse KL alone, by the chain rule: other divergences have none."""
+    steps = (ref.exp() * divergence.f((policy - ref).exp())).sum(-1)
+    return (log_reach(task, policy).exp() * steps).sum(1)
+
+
 def f_optimum(task: Testbed, ref: Tensor, rewards: Tensor, beta: float, divergence: Divergence) -> Tensor:
-    """Conditionals of argmax E[r] - beta D_f(pi || ref); lambda by bisection, per prompt.
+    """Conditionals of argmax E[r] - beta D_f(pi || ref)."""
+    mass = answer_logps(task, ref).flatten(1)
+    logps = torch.stack([_optimal(*prompt, beta, divergence) for prompt in zip(mass, rewards.flatten(1))])
+    return conditionals_of(task, logps.view_as(ref), elsewhere=ref)
+
+
+@dataclass(frozen=True)
+class Path:
+    """What the optima of one score are worth for a row of betas, averaged over prompts. fp64."""
+
+    kl: Tensor  # [betas] KL(pi || ref) in nats
+    entropy: Tensor  # [betas] of whole answers in nats
+    divergences: Tensor  # [betas, measured] D_f(pi || ref)
+    means: Tensor  # [betas, values]
+
+
+def f_path(
+    task: Testbed,
+    ref: Tensor,
+    scores: Tensor,
+    betas: Sequence[float],
+    divergence: Divergence,
+    values: Sequence[Tensor],
+    measured: Sequence[Divergence] = (),
+) -> Path:
+    """The optima of E[scores] - beta D_f(pi || ref), their divergences by all `measured` ones, and what they are worth
+    by functions of finished answers. The reference must have full support."""
+    answers = answer_places(task)
+    mass, scores = answer_logps(task, ref).flatten(1)[:, answers], scores.flatten(1)[:, answers]
+    of_answers = torch.stack([value.flatten(1)[:, answers] for value in values])
+    rows = []
+    for beta in betas:
+        logps = torch.stack([_optimal(*prompt, beta, divergence) for prompt in zip(mass, scores)]).log_softmax(1)
+        p, ratio = logps.exp(), (logps - mass).exp()
+        own = (
+            torch.stack([(mass.exp() * each.f(ratio)).sum(1).mean() for each in measured])
+            if measured
+            else p.new_zeros(0)
+        )
+        entropy = -torch.xlogy(p, p).sum(1).mean()
+        kl = torch.where(p > 0, p * (logps - mass), 0.0).sum(1).mean()
+        rows.append((kl, entropy, own, (p * of_answers).sum(2).mean(1)))
+    return Path(*(torch.stack(column) for column in zip(*rows)))
+
+
+def _optimal(mass: Tensor, rewards: Tensor, beta: float, divergence: Divergence) -> Tensor:
+    """[answers] log-probs, up to rounding of their sum, of the optimum of one prompt from the reference's.
 
     At lambda = max r no ratio exceeds 1 and at min r none is below it, so lambda lies between them; and above
     max r - beta sup f', where the best answer's ratio runs to infinity.
     """
-    mass = answer_logps(task, ref).flatten(1)
+    from scipy.optimize import brentq  # half a second to import, which the first step of a run need not wait for
+
     supported = mass > float("-inf")
-    rewards = rewards.flatten(1)
-    best = rewards.masked_fill(~supported, float("-inf")).amax(1, keepdim=True)
     # Rewards below the best, so that lambda, too, is counted from there and keeps its digits.
-    rewards = torch.where(supported, rewards - best, 0.0)
+    gaps = torch.where(supported, rewards - rewards[supported].max(), 0.0)
 
-    def tilted(multiplier: Tensor) -> Tensor:
-        return mass + divergence.log_ratio((rewards - multiplier) / beta)
+    def tilted(multiplier: float) -> Tensor:
+        return mass + divergence.log_ratio((gaps - multiplier) / beta)
 
-    high = torch.zeros_like(best)
-    low = rewards.amin(1, keepdim=True).clamp(min=-beta * divergence.supremum)
-    for _ in range(80):
-        middle = (low + high) / 2
-        above = tilted(middle).logsumexp(1, keepdim=True) > 0
-        low, high = torch.where(above, middle, low), torch.where(above, high, middle)
-    return conditionals_of(task, tilted(high).view_as(ref), elsewhere=ref)
+    def excess(multiplier: float) -> float:
+        total = float(tilted(multiplier).logsumexp(0))
+        return min(total, LARGE) if total == total else LARGE
+
+    low, high = max(float(gaps.min()), -beta * divergence.supremum), 0.0
+    if excess(high) >= 0:  # all rewards are equal
+        return tilted(high)
+    return tilted(brentq(excess, low, high, xtol=1e-300, rtol=1e-15) if excess(low) > 0 else low)

@@ -250,3 +250,29 @@ def test_the_path_of_a_proxy_is_what_each_of_its_optima_is_worth(task):
         expected = [exact.expectation(task, policy, values).mean() for values in (task.rewards, proxy)]
         torch.testing.assert_close(means[i], torch.stack(expected))
         torch.testing.assert_close(kl[i], exact.sequence_kl(task, policy, task.ref).mean())
+
+
+DIVERGENCES = [divergences.REVERSE_KL, divergences.FORWARD_KL, divergences.JENSEN_SHANNON, divergences.CHI_SQUARED_KL]
+
+
+@pytest.mark.parametrize("divergence", DIVERGENCES, ids=["reverse", "forward", "js", "chi"])
+def test_the_path_under_a_divergence_is_what_each_of_its_optima_is_worth(task, divergence):
+    proxy = torch.randn(task.rewards.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * task.ends
+    betas = [100.0, 1.0, 0.05]
+    path = divergences.f_path(task, task.ref, proxy, betas, divergence, [task.rewards], DIVERGENCES[:2])
+    for i, beta in enumerate(betas):
+        policy = divergences.f_optimum(task, task.ref, proxy, beta, divergence)
+        own = [divergences.f_divergence(task, policy, task.ref, each).mean() for each in DIVERGENCES[:2]]
+        torch.testing.assert_close(path.kl[i], exact.sequence_kl(task, policy, task.ref).mean())
+        torch.testing.assert_close(path.entropy[i], exact.entropy(task, policy).mean())
+        torch.testing.assert_close(path.divergences[i], torch.stack(own))
+        torch.testing.assert_close(path.means[i, 0], exact.expectation(task, policy, task.rewards).mean())
+
+
+def test_token_divergences_sum_to_that_of_answers_for_the_reverse_kl_alone(task, random_policy):
+    policy = random_policy(task, 4)
+    tokens = divergences.token_f_divergence(task, policy, task.ref, divergences.REVERSE_KL)
+    torch.testing.assert_close(tokens, exact.sequence_kl(task, policy, task.ref))
+    for other in DIVERGENCES[1:]:
+        tokens = divergences.token_f_divergence(task, policy, task.ref, other)
+        assert (tokens - divergences.f_divergence(task, policy, task.ref, other)).abs().min() > 0.005
