@@ -1,7 +1,7 @@
 """Exact updates of methods that play against themselves, one step of the whole policy at a time.
 
-Policies are conditionals [prompts, inner, vocab]; a preference is complementary (see rlpref.testbed.duels, which has the
-equilibrium that these steps go to, and what a policy loses to its best reply).
+Policies are conditionals [prompts, inner, vocab]; a preference is complementary (see rlpref.testbed.duels, which has
+the equilibrium that these steps go to, and what a policy loses to its best reply).
 """
 
 from __future__ import annotations
