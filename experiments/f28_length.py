@@ -18,7 +18,7 @@ from rlpref.losses import make_loss
 from rlpref.report import mean_interval
 from rlpref.report.style import PALETTE
 from rlpref.testbed.exact import expectation, lengths, sequence_kl
-from rlpref.testbed.optima import frontier, frontier_reward, length_penalised
+from rlpref.testbed.optima import frontier_reward, length_penalised
 from rlpref.testbed.population import population_argmin
 from rlpref.testbed.preferences import length_biased, mixed_annotators
 from rlpref.testbed.task import Testbed, answer_lengths, make_testbed
@@ -108,13 +108,11 @@ def draw(grid: Grid, rows: pd.DataFrame, task: Testbed) -> Figure:
         figure, (left, middle, right) = panels(3, 1, 2.6, title)
         counted = rows[rows["count"] == "EOS counted"]
         own = counted[counted["environment"] == task.seed].sort_values("kl")
-        bound = frontier(task, task.ref, task.rewards)
-        inside = [i for i, kl in enumerate(bound["kl"]) if kl <= own["kl"].max()]
-        left.plot([bound["kl"][i] for i in inside], [bound["reward"][i] for i in inside], "k-", label="gold frontier")
+        left.axhline(0, color="black", lw=1.2, label="gold frontier")
         for share, colour in zip(grid.shares, PALETTE):
             each = own[own["share"] == share]
             label = f"alpha = {share:g} b" if share else "alpha = 0 (DPO)"
-            left.plot(each["kl"], each["gold"], "o-", ms=3, lw=0.9, color=colour, label=label)
+            left.plot(each["kl"], each["gap"], "o-", ms=3, lw=0.9, color=colour, label=label)
             middle.plot(each["kl"], each["tokens"], "o-", ms=3, lw=0.9, color=colour, label=label)
         length = float(expectation(task, task.ref, lengths(task)).mean())
         middle.axhline(length, color="0.4", lw=0.8, ls=":", label="reference")
@@ -124,9 +122,10 @@ def draw(grid: Grid, rows: pd.DataFrame, task: Testbed) -> Figure:
             found = pd.DataFrame(found, index=["mean", "low", "high"]).T.loc[sorted(grid.all_shares)]
             right.plot(found.index, found["mean"], "o-", ms=3, lw=1, color=colour, label=f"annotators: {count}")
             right.fill_between(found.index, found["low"], found["high"], color=colour, alpha=0.2, lw=0)
-        left.set(xlabel="KL to the reference, nats", ylabel="gold reward, sd", title=f"environment {task.seed}")
+        left.set(xlabel="KL to the reference, nats", ylabel="gap to the gold frontier, sd")
+        left.set_title(f"environment {task.seed}, betas {max(grid.betas):g} to {min(grid.betas):g}")
         middle.set(xlabel="KL to the reference, nats", ylabel="tokens of an answer", title="its mean length")
-        right.set(xlabel="alpha / b", ylabel="gap to the gold frontier, sd")
+        right.set(xlabel="alpha / b", ylabel="gap to the gold frontier, sd", ylim=(0, None))
         right.set_title(f"beta = {grid.one_beta:g}: mean and 95%\ninterval over environments")
         for axis in (left, middle, right):
             axis.legend(fontsize=6.5)

@@ -108,12 +108,12 @@ def annotators(environment: int, grid: Grid) -> tuple[dict, pd.DataFrame]:
 
 def draw(s: Tensor, scores: Tensor, shown: Tensor, rows: pd.DataFrame, points: pd.DataFrame, grid: Grid) -> Figure:
     with style():
-        title = "A reward model of annotators who differ learns the Borda count, no mean"
+        title = "A reward model of annotators who differ learns the Borda count"
         figure, (curve, labels, mixed) = panels(3, 1, 2.6, title)
         utility = curve.twinx()
         utility.plot(s, s, color="0.6", ls="--", lw=1)
         utility.plot(s, borda(s), color="black", lw=1.2)
-        utility.set_ylim(-0.35, 1.2)
+        utility.set(ylim=(-1.0, 1.2), yticks=[0, 0.5, 1])
         utility.grid(False)
         utility.set_ylabel("share beaten; utility")
         curve.plot(s, scores, color=PALETTE[0], lw=1.2, label="learned, endless labels")
@@ -126,7 +126,7 @@ def draw(s: Tensor, scores: Tensor, shown: Tensor, rows: pd.DataFrame, points: p
         curve.set(
             xlabel="alternative s", ylabel="learned reward", title="the paper's alternatives; band:\n95% interval"
         )
-        curve.set_ylim(scores.min() - 6, scores.max() + 0.5)
+        curve.set(ylim=(scores.min() - 8, scores.max() + 0.5), yticks=[-2, 0, 2])
         found = {k: mean_interval(each) for k, each in rows.groupby("labels")["spearman"]}
         for k, (mean, low, high) in found.items():
             labels.errorbar(k, mean, [[mean - low], [high - mean]], fmt="o", color=PALETTE[1])

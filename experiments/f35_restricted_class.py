@@ -53,11 +53,15 @@ def directions(answers: int, environment: int) -> Tensor:
     return torch.linalg.qr(drawn).Q[:, 1:] * answers**0.5
 
 
-def best_in_class(ref: Tensor, features: Tensor, objective) -> Tensor:
-    """The policy ref exp(features theta)/Z of the smallest objective, a scalar of conditionals."""
-    theta = torch.zeros(features.shape[1], dtype=torch.float64, requires_grad=True)
-    minimise(lambda: objective((ref + features @ theta).log_softmax(-1)), [theta], 500)
-    return (ref + features @ theta.detach()).log_softmax(-1)
+def best_in_class(
+    ref: Tensor, features: Tensor, objective, start: Tensor | None = None
+) -> tuple[float, Tensor, Tensor]:
+    """(value, theta, policy) of the policy ref exp(features theta)/Z where descent on an objective, a scalar of
+    conditionals, ends; from theta = 0, or from `start`."""
+    theta = (torch.zeros(features.shape[1], dtype=torch.float64) if start is None else start).requires_grad_()
+    value, _ = minimise(lambda: objective((ref + features @ theta).log_softmax(-1)), [theta], 300)
+    theta = theta.detach()
+    return value, theta, (ref + features @ theta).log_softmax(-1)
 
 
 def cells(environment: int, grid: Grid) -> list[dict]:
@@ -65,34 +69,52 @@ def cells(environment: int, grid: Grid) -> list[dict]:
     task = make_testbed(vocab=grid.answers, horizon=1, prompts=1, seed=environment, reward="ngram")
     preference, dpo = bradley_terry(task), make_loss("dpo", beta=grid.beta)
     basis, rows = directions(grid.answers, environment), []
+    learned, found = {}, {dimension: [] for dimension in grid.dimensions}
     for source, mu in sources(task).items():
-        learned = reward_argmin(task, make_loss("bradley_terry"), mu, preference)
+        learned[source] = reward_argmin(task, make_loss("bradley_terry"), mu, preference)
+        expected = expected_loss(task, dpo, task.ref, mu, preference)
+        for dimension in grid.dimensions:
+            _, theta, policy = best_in_class(task.ref, basis[:, :dimension], expected)
+            found[dimension].append(theta)
+            rows.append({"method": "dpo", "source": source, "dimension": dimension} | measured(task, policy, grid.beta))
+    rewards = learned["reference"]
+    rewards_apart = max(float(_level(one - rewards)) for one in learned.values())
 
-        def lost(policy: Tensor, rewards: Tensor = learned) -> Tensor:
-            return (grid.beta * sequence_kl(task, policy, task.ref) - expectation(task, policy, rewards)).mean()
+    def lost(policy: Tensor) -> Tensor:
+        return (grid.beta * sequence_kl(task, policy, task.ref) - expectation(task, policy, rewards)).mean()
 
-        methods = {"dpo": expected_loss(task, dpo, task.ref, mu, preference), "rlhf": lost}
-        for method, objective in methods.items():
-            for dimension in grid.dimensions:
-                policy = best_in_class(task.ref, basis[:, :dimension], objective)
-                row = {"environment": environment, "method": method, "source": source, "dimension": dimension}
-                row["regret"] = regret(task, policy, task.ref, task.rewards, grid.beta)
-                rows.append(row | {"gain": float(expectation(task, policy, task.rewards).mean())})
-    return rows
+    for dimension in grid.dimensions:  # this objective may have several minima: of all starts, DPO's ends too
+        starts = [None, *(theta.clone() for theta in found[dimension])]
+        ends = [best_in_class(task.ref, basis[:, :dimension], lost, start) for start in starts]
+        policy = min(ends, key=lambda end: end[0])[2]
+        rows.append({"method": "rlhf", "source": "any", "dimension": dimension} | measured(task, policy, grid.beta))
+    return [row | {"environment": environment, "rewards_apart": rewards_apart} for row in rows]
 
 
-def findings(grid: Grid, rows: pd.DataFrame, spread: pd.DataFrame) -> dict:
+def measured(task: Testbed, policy: Tensor, beta: float) -> dict[str, float]:
+    """Regret, and the gain in reward over the reference, whose mean is 0; both in sd of the reward."""
+    gain = float(expectation(task, policy, task.rewards).mean())
+    return {"regret": regret(task, policy, task.ref, task.rewards, beta), "gain": gain}
+
+
+def _level(difference: Tensor) -> Tensor:
+    """Range of a difference of rewards: a constant does not count."""
+    return difference.max() - difference.min()
+
+
+def findings(grid: Grid, rows: pd.DataFrame, spread: pd.Series) -> dict:
     full, half = grid.answers - 1, grid.answers // 2
-    table = rows.pivot(index=["environment", "source", "dimension"], columns="method", values="regret")
+    best = rows[rows["method"] == "rlhf"].set_index(["environment", "dimension"])["regret"]
     dpo = rows[rows["method"] == "dpo"]
     restricted = dpo[dpo["dimension"] < full]
-    ratio = spread["dpo"].xs(half, level="dimension") / spread["dpo"].xs(full, level="dimension").clip(lower=LEAST)
+    above = dpo.set_index(["environment", "dimension"])["regret"].groupby(level=[0, 1]).min() - best
+    ratio = spread.xs(half, level="dimension") / spread.xs(full, level="dimension").clip(lower=LEAST)
     return {
         "full_rank": exactly(dpo[dpo["dimension"] == full]["regret"].max()),
-        "rlhf_spread": exactly(spread["rlhf"].max()),
-        "in_class": exactly((table["dpo"] - table["rlhf"]).min()),
+        "one_reward": exactly(rows["rewards_apart"].max()),
+        "in_class": exactly(above.min()),
         "ratio": exactly(ratio.min()),
-        "spread": mean_interval(spread["dpo"].xs(half, level="dimension")),
+        "spread": mean_interval(spread.xs(half, level="dimension")),
         "worse": exactly((restricted["gain"] < 0).mean()),
     }
 
@@ -105,7 +127,7 @@ def banded(axis, rows: pd.Series, colour, label: str, **looks) -> None:
     axis.fill_between(found.index, found["low"], found["high"], color=colour, alpha=0.12, lw=0)
 
 
-def draw(rows: pd.DataFrame, spread: pd.DataFrame) -> Figure:
+def draw(rows: pd.DataFrame, spread: pd.Series) -> Figure:
     with style():
         title = "In too small a policy class DPO's optimum depends on the source of pairs"
         figure, (left, middle, right) = panels(3, 1, 2.6, title)
@@ -114,33 +136,29 @@ def draw(rows: pd.DataFrame, spread: pd.DataFrame) -> Figure:
             own = indexed[(indexed["method"] == "dpo") & (indexed["source"] == source)]
             for axis, column in ((left, "regret"), (right, "gain")):
                 banded(axis, own[column], colour, f"DPO, pairs of {source}", marker="o")
-        rlhf = indexed[(indexed["method"] == "rlhf") & (indexed["source"] == "reference")]
+        rlhf = indexed[indexed["method"] == "rlhf"]
         for axis, column in ((left, "regret"), (right, "gain")):
             banded(axis, rlhf[column], "black", "RLHF, any source")
         right.axhline(0, color="0.5", lw=0.8, ls=":")
-        for method, colour, label in (("dpo", PALETTE[0], "DPO"), ("rlhf", "black", "RLHF")):
-            own = spread[method].clip(lower=1e-16)
-            for _, each in own.groupby("environment"):
-                middle.plot(each.index.get_level_values("dimension"), each, color=colour, lw=0.7, alpha=0.6)
-            middle.plot([], [], color=colour, label=label)
+        for _, each in spread.clip(lower=1e-16).groupby("environment"):
+            middle.plot(each.index.get_level_values("dimension"), each, color=PALETTE[0], lw=0.8, alpha=0.7)
         left.set(ylabel="regret, sd of the reward", title="regret: mean and 95% interval\nover environments")
         middle.set(
             yscale="log",
             ylabel="largest less smallest regret",
-            title="spread over the sources,\na line: an environment",
+            title="DPO's spread over the sources,\na line: an environment",
         )
         right.set(ylabel="reward over the reference, sd", title="reward gained; below 0: worse\nthan the reference")
         for axis in (left, middle, right):
             axis.set_xlabel("features of the policy class")
         left.legend(fontsize=6.5)
-        middle.legend(fontsize=6.5)
     return figure
 
 
 def make(grid: Grid, folder: Path) -> Findings:
     rows = pd.DataFrame([row for environment in grid.environments for row in cells(environment, grid)])
-    regrets = rows.groupby(["environment", "dimension", "method"])["regret"]
-    spread = (regrets.max() - regrets.min()).unstack()
+    regrets = rows[rows["method"] == "dpo"].groupby(["environment", "dimension"])["regret"]
+    spread = regrets.max() - regrets.min()
     return Findings(draw(rows, spread), findings(grid, rows, spread), {"cells": rows})
 
 
