@@ -106,6 +106,16 @@ def run(folder: Path, *overrides: str) -> dict:
     return run(config, Path(folder), overridden=keys)
 
 
+def run_together(jobs: dict[Path, list[str]]) -> None:
+    """Several runs, side by side where they can be."""
+    from rlpref.jobs import Job
+    from rlpref.run import run_side_by_side
+
+    made = [Job(compose(*overrides)[0], folder, "together") for folder, overrides in jobs.items()]
+    if failed := [result for result in run_side_by_side(made) if isinstance(result, Exception)]:
+        raise ExceptionGroup("runs failed", failed)
+
+
 def run_alone(jobs: list[tuple[Path, list[str]]]) -> None:
     """Each job in a process of its own that has imported rlpref and run nothing."""
     encoded = json.dumps([(str(folder), overrides) for folder, overrides in jobs])

@@ -32,10 +32,13 @@ def convergence():
 @pytest.fixture(scope="module")
 def grid(tmp_path_factory):
     folder = tmp_path_factory.mktemp("convergence")
-    for name, settings in SHORT.items():
-        for seed in (0, 1):
-            chosen = ["experiment=convergence", *FEW, f"algorithm={name}", f"seed={seed}", *settings]
-            runs.run(folder / f"{name}-{seed}", *chosen)
+    runs.run_together(
+        {
+            folder / f"{name}-{seed}": ["experiment=convergence", *FEW, f"algorithm={name}", f"seed={seed}", *settings]
+            for name, settings in SHORT.items()
+            for seed in (0, 1)
+        }
+    )
     runs.run(folder / "tiny", "experiment=convergence", *FEW, *TINY)
     return folder
 

@@ -1,7 +1,6 @@
 """A new loss is one function: put into a copy of the package it is swept, listed, documented and tested, and nothing
 else is edited."""
 
-import os
 import re
 import shutil
 import subprocess
@@ -37,7 +36,7 @@ def copy(tmp_path_factory):
 
 def python(copy, *arguments):
     """A fresh process that sees the copy; `rlpref.conf` is not installed in it, so conf/ is read as a folder."""
-    environment = os.environ | {"PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1"}
+    environment = runs.clean_environment() | {"PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, *arguments], cwd=copy, env=environment, capture_output=True, text=True, timeout=600
     )

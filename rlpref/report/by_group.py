@@ -54,21 +54,22 @@ def per_prompt(runs: pd.DataFrame, answers: pd.DataFrame) -> pd.DataFrame:
     all of the reference's to the prompt, of a reference's against all of the policy's)."""
     known = answers[answers["run"].isin(runs["run"]) & answers["reward"].notna()]
     exact = {run["run"] for run in runs.to_dict("records") if is_exact(run)}
-    frames = []
-    for (run, prompt), own in known.groupby(["run", "prompt_index"], sort=False):
-        ours = own.loc[own["by"] == "policy", "reward"].to_numpy(float)
-        theirs = own.loc[own["by"] == "reference", "reward"].to_numpy(float)
-        subset = own.get("subset", pd.Series(dtype=object)).dropna()
-        opening = own["prompt"].dropna()
-        group = opening.iloc[0] if run in exact and len(opening) else subset.iloc[0] if len(subset) else "not said"
+    by, reward = known["by"].to_numpy(), known["reward"].to_numpy(float)
+    said = {
+        name: known[name].to_numpy() if name in known else np.full(len(known), None) for name in ("prompt", "subset")
+    }
+    parts = []
+    for (run, prompt), rows in known.groupby(["run", "prompt_index"], sort=False).indices.items():
+        ours, theirs = (reward[rows[by[rows] == side]] for side in ("policy", "reference"))
         if len(ours) == 0:
             continue
-        ahead = beats(ours, theirs)
-        for by, rewards, won in (("policy", ours, ahead), ("reference", theirs, 1 - ahead.T)):
-            frame = pd.DataFrame({"run": run, "by": by, "prompt_index": prompt, "group": group, "reward": rewards})
-            frames.append(frame.assign(win_rate=won.mean(1) if won.size else np.nan))
-    empty = pd.DataFrame(columns=["run", "by", "prompt_index", "group", "reward", "win_rate"])
-    return pd.concat(frames, ignore_index=True) if frames else empty
+        opening, subset = (next((text for text in said[name][rows] if not pd.isna(text)), None) for name in said)
+        group = (opening if run in exact else None) or subset or "not said"
+        won = beats(ours, theirs)
+        for side, rewards, own in (("policy", ours, won), ("reference", theirs, 1 - won.T)):
+            means = own.mean(1) if own.size else np.full(len(rewards), np.nan)
+            parts += [(run, side, prompt, group, *values) for values in zip(rewards, means)]
+    return pd.DataFrame(parts, columns=["run", "by", "prompt_index", "group", "reward", "win_rate"])
 
 
 def per_run(runs: pd.DataFrame, scores: pd.DataFrame, groups: list[str], measure: str) -> pd.DataFrame:

@@ -90,7 +90,7 @@ def run_figure(folder: Path) -> Path | None:
 
 
 def lay_out(figure: Figure) -> None:
-    """Once, and not again for each format that it is drawn in."""
+    """Once, and not again for each format that it is drawn in. Raises what drawing it raises."""
     if isinstance(figure.get_layout_engine(), PlaceHolderLayoutEngine):
         return
     plain_logs(figure)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable
 
-import matplotlib as mpl
-
 from rlpref.report import (
     by_group,
     calibration,
@@ -29,7 +27,6 @@ from rlpref.report import (
 )
 from rlpref.report.frames import Sweep
 from rlpref.report.section import Section
-from rlpref.report.style import RC
 
 # Each reads what runs left behind; None where they left nothing for it.
 SECTIONS: tuple[Callable[[Sweep], Section | None], ...] = (
@@ -64,8 +61,7 @@ def _made(make: Callable[[Sweep], Section | None], sweep: Sweep) -> Section | No
     try:
         section = make(sweep)
         for chart in section.charts if section else ():
-            with mpl.rc_context(RC):
-                chart.figure.draw_without_rendering()
+            figures.lay_out(chart.figure)
         return section
     except Exception as error:
         traceback.print_exc()
