@@ -25,11 +25,10 @@ class Grid:
     environments: list[int]
 
 
-def peaked(answers: int, top: float, rank: float, environment: int) -> Testbed:
-    """One prompt, answers of one token with scores in a random order; one of them, at `rank` of the order, has
-    probability `top` and the others share the rest at random."""
-    generator = torch.Generator().manual_seed(environment)
-    task = make_testbed(vocab=answers, horizon=1, prompts=1, seed=environment, reward="ngram")
+def peaked(task: Testbed, top: float, rank: float) -> Testbed:
+    """The task of one prompt and answers of one token with scores in a random order; one of them, at `rank` of the
+    order, has probability `top` and the others share the rest at random."""
+    answers, generator = task.tree.vocab, torch.Generator().manual_seed(task.seed)
     scores = torch.randperm(answers, generator=generator).double()
     mass = torch.rand(answers, generator=generator, dtype=torch.float64) + 0.5
     likeliest = scores == round(rank * (answers - 1))
@@ -43,9 +42,10 @@ def curves(grid: Grid) -> pd.DataFrame:
     ns = [2**power for power in range(1, int(math.log2(grid.largest_n)) + 1)]
     rows = []
     for environment in grid.environments:
+        plain = make_testbed(vocab=grid.answers, horizon=1, prompts=1, seed=environment, reward="ngram")
         for top in grid.top:
             for rank in grid.ranks:
-                task = peaked(grid.answers, top, rank, environment)
+                task = peaked(plain, top, rank)
                 for n in ns:
                     kl = float(best_of_n_kl(task, task.ref, task.rewards, n))
                     row = {"environment": environment, "top": top, "rank": rank, "n": n}
