@@ -97,7 +97,7 @@ def draw_gains(axis: Axes, found: pd.DataFrame, noise: float) -> None:
 def draw(points: pd.DataFrame, found: pd.DataFrame, grid: Grid) -> Figure:
     with style():
         figure, axes = panels(
-            3, len(grid.noise), title="Ensembles of reward models end at a higher gold reward than one model"
+            3, len(grid.noise), title="Ensembles whose members share their pairs share their errors"
         )
         for row, noise in enumerate(grid.noise):
             for axis, path in zip(axes[3 * row :], NAMES):
