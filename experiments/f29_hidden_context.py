@@ -135,7 +135,12 @@ def draw(s: Tensor, scores: Tensor, shown: Tensor, rows: pd.DataFrame, points: p
         labels.set_title("drawn labels: mean and 95%\ninterval over seeds")
         mixed.plot(points["borda"].rank(), points["score"].rank(), "o", ms=3, color=PALETTE[0], label="Borda count")
         mixed.plot(points["utility"].rank(), points["score"].rank(), "s", ms=3, color=PALETTE[3], label="mean utility")
-        mixed.set(xlabel="rank by ...", ylabel="rank by the learned reward", title="testbed, two kinds of\nannotators")
+        mixed.set(
+            xlabel="rank by ...",
+            ylabel="rank by the learned reward",
+            title="testbed, two kinds of\nannotators",
+            ylim=(-14, None),
+        )
         for axis in (curve, mixed):
             axis.legend(fontsize=6.5, loc="lower right")
     return figure

@@ -6,6 +6,7 @@ all pairs is minimised over theta; beside it the optimum of RLHF in the same cla
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,7 +55,7 @@ def directions(answers: int, environment: int) -> Tensor:
 
 
 def best_in_class(
-    ref: Tensor, features: Tensor, objective, start: Tensor | None = None
+    ref: Tensor, features: Tensor, objective: Callable[[Tensor], Tensor], start: Tensor | None = None
 ) -> tuple[float, Tensor, Tensor]:
     """(value, theta, policy) of the policy ref exp(features theta)/Z where descent on an objective, a scalar of
     conditionals, ends; from theta = 0, or from `start`."""
@@ -83,10 +84,12 @@ def cells(environment: int, grid: Grid) -> list[dict]:
     def lost(policy: Tensor) -> Tensor:
         return (grid.beta * sequence_kl(task, policy, task.ref) - expectation(task, policy, rewards)).mean()
 
-    for dimension in grid.dimensions:  # this objective may have several minima: of all starts, DPO's ends too
-        starts = [None, *(theta.clone() for theta in found[dimension])]
+    theta = torch.zeros(0, dtype=torch.float64)
+    for dimension in grid.dimensions:  # several minima: also from where DPO and the smaller class ended
+        padded = torch.cat([theta, theta.new_zeros(dimension - len(theta))])
+        starts = [padded, *(each.clone() for each in found[dimension])]
         ends = [best_in_class(task.ref, basis[:, :dimension], lost, start) for start in starts]
-        policy = min(ends, key=lambda end: end[0])[2]
+        _, theta, policy = min(ends, key=lambda end: end[0])
         rows.append({"method": "rlhf", "source": "any", "dimension": dimension} | measured(task, policy, grid.beta))
     return [row | {"environment": environment, "rewards_apart": rewards_apart} for row in rows]
 
@@ -124,7 +127,7 @@ def banded(axis, rows: pd.Series, colour, label: str, **looks) -> None:
     by_dimension = {d: mean_interval(each) for d, each in rows.groupby("dimension")}
     found = pd.DataFrame(by_dimension, index=["mean", "low", "high"]).T
     axis.plot(found.index, found["mean"], color=colour, lw=1.2, ms=3, label=label, **looks)
-    axis.fill_between(found.index, found["low"], found["high"], color=colour, alpha=0.12, lw=0)
+    axis.fill_between(found.index, found["low"], found["high"], color=colour, alpha=0.08, lw=0)
 
 
 def draw(rows: pd.DataFrame, spread: pd.Series) -> Figure:
@@ -148,10 +151,11 @@ def draw(rows: pd.DataFrame, spread: pd.Series) -> Figure:
             ylabel="largest less smallest regret",
             title="DPO's spread over the sources,\na line: an environment",
         )
-        right.set(ylabel="reward over the reference, sd", title="reward gained; below 0: worse\nthan the reference")
+        right.set(ylabel="reward over the reference, sd", title="reward gained (below 0:\nworse than the reference)")
         for axis in (left, middle, right):
             axis.set_xlabel("features of the policy class")
         left.legend(fontsize=6.5)
+        left.set_ylim(-0.4, 4)
     return figure
 
 
