@@ -60,7 +60,7 @@ def best_in_class(
     """(value, theta, policy) of the policy ref exp(features theta)/Z where descent on an objective, a scalar of
     conditionals, ends; from theta = 0, or from `start`."""
     theta = (torch.zeros(features.shape[1], dtype=torch.float64) if start is None else start).requires_grad_()
-    value, _ = minimise(lambda: objective((ref + features @ theta).log_softmax(-1)), [theta], 300)
+    value, _ = minimise(lambda: objective((ref + features @ theta).log_softmax(-1)), [theta], 200)
     theta = theta.detach()
     return value, theta, (ref + features @ theta).log_softmax(-1)
 
@@ -87,8 +87,9 @@ def cells(environment: int, grid: Grid) -> list[dict]:
     theta = torch.zeros(0, dtype=torch.float64)
     for dimension in grid.dimensions:  # several minima: also from where DPO and the smaller class ended
         padded = torch.cat([theta, theta.new_zeros(dimension - len(theta))])
-        starts = [padded, *(each.clone() for each in found[dimension])]
-        ends = [best_in_class(task.ref, basis[:, :dimension], lost, start) for start in starts]
+        features = basis[:, :dimension]
+        of_dpo = min(found[dimension], key=lambda each: float(lost((task.ref + features @ each).log_softmax(-1))))
+        ends = [best_in_class(task.ref, features, lost, start) for start in (padded, of_dpo.clone())]
         _, theta, policy = min(ends, key=lambda end: end[0])
         rows.append({"method": "rlhf", "source": "any", "dimension": dimension} | measured(task, policy, grid.beta))
     return [row | {"environment": environment, "rewards_apart": rewards_apart} for row in rows]
