@@ -113,7 +113,7 @@ def fits(rows: pd.DataFrame) -> dict[str, tuple[Interval, Interval, list[float]]
 def draw(grid: Grid, rows: pd.DataFrame, tree: pd.DataFrame) -> Figure:
     small = rows[rows["pairs"] == grid.pairs]
     with style():
-        title = "DPO, IPO and SLiC over-optimise within one epoch where beta is small"
+        title = "One epoch of DPO, IPO, SLiC: gold reward falls back in one task of three"
         figure, axes = panels(3, 2, height=2.45, title=title)
         fitted = fits(small)
         for axis, method in zip(axes, NAMES):
