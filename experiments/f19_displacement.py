@@ -226,7 +226,7 @@ def _top(axis: Axes, gained: pd.DataFrame) -> None:
         name = f"{row.answer} ({row.said})"
         axis.text(0.02, at - 0.1, name, fontsize=7, va="bottom", transform=axis.get_yaxis_transform())
     axis.set_yticks([])
-    axis.set_ylim(len(gained) - 0.5, -0.6)
+    axis.set_ylim(len(gained) + 0.3, -0.6)
     axis.set(xlabel="probability given its prompt", title="DPO: who gained most")
     axis.legend(loc="lower right")
 
