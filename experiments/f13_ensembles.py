@@ -96,9 +96,7 @@ def draw_gains(axis: Axes, found: pd.DataFrame, noise: float) -> None:
 
 def draw(points: pd.DataFrame, found: pd.DataFrame, grid: Grid) -> Figure:
     with style():
-        figure, axes = panels(
-            3, len(grid.noise), title="Ensembles whose members share their pairs share their errors"
-        )
+        figure, axes = panels(3, len(grid.noise), title="Ensembles whose members share their pairs share their errors")
         for row, noise in enumerate(grid.noise):
             for axis, path in zip(axes[3 * row :], NAMES):
                 own = points[(points["noise"] == noise) & (points["path"] == path)]
