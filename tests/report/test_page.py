@@ -25,6 +25,11 @@ def files(tables, charts=()):
     return {"index.html", "claims.json"} | {f"{n}.{kind}" for names, kinds in named for n in names for kind in kinds}
 
 
+def without_figures(*_):
+    """What a run measures of which nothing is drawn: most of a page's time goes into its figures."""
+    return {"eval/accuracy": 0.6}
+
+
 @pytest.fixture(scope="module")
 def page(testbed_sweep):
     return build(testbed_sweep, quiet=True)
@@ -86,7 +91,7 @@ def test_a_run_that_is_about_to_end_has_its_figure(tmp_path):
     run = write_run(tmp_path / "a", "dpo", 0.1, 0)
     (run / "status.json").write_text('{"status": "running"}')
     assert run_figure(run).read_bytes().startswith(b"\x89PNG")
-    assert run_figure(write_run(tmp_path / "b", "sft", 0.1, 0, lambda *_: {"eval/accuracy": 0.6})) is None
+    assert run_figure(write_run(tmp_path / "b", "sft", 0.1, 0, without_figures)) is None
 
 
 def test_each_problem_has_its_own_panel_and_curves(tmp_path):
@@ -105,7 +110,7 @@ def test_a_place_without_a_problem_stays_empty(tmp_path):
 
 
 def test_runs_without_evaluation_still_make_a_page(tmp_path, capsys):
-    write_run(tmp_path / "a", "reward_model", 0.1, 0, lambda *_: {"eval/accuracy": 0.6})
+    write_run(tmp_path / "a", "reward_model", 0.1, 0, without_figures)
     write_run(tmp_path / "b", "sft", 0.1, 0, lambda *_: {})
     page = build(tmp_path)
     assert {path.name for path in page.parent.iterdir()} >= files(("headline", "costs", "grid"))
@@ -120,7 +125,7 @@ def test_a_sweep_of_nothing_but_damage_makes_a_page(tmp_path):
 
 
 def test_command_line(tmp_path, capsys):
-    write_run(tmp_path / "good", "sft", 0.1, 0, lambda *_: {"eval/accuracy": 0.6})
+    write_run(tmp_path / "good", "sft", 0.1, 0, without_figures)
     bad = write_run(tmp_path / "bad", "sft", 0.1, 1, lambda *_: {})
     (bad / "status.json").write_text('{"status": "failed", "error": "Traceback\\nValueError: [a] b"}')
     assert main([str(tmp_path)]) == 0
@@ -138,7 +143,7 @@ def test_command_line(tmp_path, capsys):
 
 def test_other_commits_are_refused_by_the_command_and_never_lose_a_report(tmp_path, capsys):
     for seed, commit in enumerate(("abc", "def")):
-        folder = write_run(tmp_path / f"s{seed}", "dpo", 0.1, seed)
+        folder = write_run(tmp_path / f"s{seed}", "dpo", 0.1, seed, without_figures)
         card = json.loads((folder / "run.json").read_text())
         (folder / "run.json").write_text(json.dumps(card | {"git_commit": commit}))
     assert main([str(tmp_path)]) == 2
@@ -153,7 +158,8 @@ def test_other_commits_are_refused_by_the_command_and_never_lose_a_report(tmp_pa
 
 def test_a_failed_and_a_killed_job_are_named_and_fail_nothing_but_strict(tmp_path, capsys):
     """The killed one was a real process, which got signal 9 while it wrote."""
-    folders = [write_run(tmp_path / f"{name}-s{seed}", name, 0.1, seed) for name in ("dpo", "ipo") for seed in (0, 1)]
+    cells = [(name, seed) for name in ("dpo", "ipo") for seed in (0, 1)]
+    folders = [write_run(tmp_path / f"{name}-s{seed}", name, 0.1, seed, without_figures) for name, seed in cells]
     job = (
         "import sys, time; from pathlib import Path; from rlpref.logging.folder import RunFolder\n"
         "folder = RunFolder(Path(sys.argv[1])); folder.set_status('running', 'c0ffee')\n"
@@ -210,8 +216,8 @@ def test_the_room_needs_no_torch_and_help_needs_no_pandas():
 
 
 def test_a_report_that_is_built_again_leaves_no_table_of_the_one_before(tmp_path):
-    write_run(tmp_path / "a", "dpo", 0.1, 0)
-    write_run(tmp_path / "b", "dpo", 0.1, 1)
+    write_run(tmp_path / "a", "dpo", 0.1, 0, without_figures)
+    write_run(tmp_path / "b", "dpo", 0.1, 1, without_figures)
     status = tmp_path / "b" / "status.json"
     done = status.read_text()
     status.write_text(done.replace('"done"', '"failed"'))
