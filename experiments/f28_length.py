@@ -113,7 +113,7 @@ def draw(grid: Grid, rows: pd.DataFrame, task: Testbed) -> Figure:
             each = own[own["share"] == share]
             label = f"alpha = {share:g} b" if share else "alpha = 0 (DPO)"
             left.plot(each["kl"], each["gap"], "o-", ms=3, lw=0.9, color=colour, label=label)
-            middle.plot(each["kl"], each["tokens"], "o-", ms=3, lw=0.9, color=colour, label=label)
+            middle.plot(each["kl"], each["tokens"], "o-", ms=3, lw=0.9, color=colour)
         length = float(expectation(task, task.ref, lengths(task)).mean())
         middle.axhline(length, color="0.4", lw=0.8, ls=":", label="reference")
         for count, colour in (("EOS counted", PALETTE[0]), ("EOS not counted", PALETTE[1])):
@@ -127,8 +127,9 @@ def draw(grid: Grid, rows: pd.DataFrame, task: Testbed) -> Figure:
         middle.set(xlabel="KL to the reference, nats", ylabel="tokens of an answer", title="its mean length")
         right.set(xlabel="alpha / b", ylabel="gap to the gold frontier, sd", ylim=(0, None))
         right.set_title(f"beta = {grid.one_beta:g}: mean and 95%\ninterval over environments")
+        left.set_ylim(top=1.9 * own["gap"].max())
         for axis in (left, middle, right):
-            axis.legend(fontsize=6.5)
+            axis.legend(fontsize=6.5, loc="upper right" if axis is left else None)
     return figure
 
 
