@@ -212,7 +212,7 @@ def draw(rows: pd.DataFrame, taus: list[float]) -> Figure:
         axes[16].set_ylabel("probability")
         for axis in axes[12:16]:
             axis.set_xlabel("step")
-        axes[3].legend(ncols=3, loc="upper right", handlelength=1, columnspacing=0.8, borderpad=0)
+        axes[len(shown) - 1].legend(ncols=3, loc="upper right", handlelength=1, columnspacing=0.8, borderpad=0)
     return figure
 
 

@@ -153,7 +153,7 @@ def draw(found: dict[str, Tensor], data: Instances, rows: pd.DataFrame) -> Figur
         bins = np.linspace(0, float(wide[["dpo", "rl_optimum"]].max().max()) * 1.05, 25)
         for key in ("dpo", "rl_optimum"):
             axes[3].hist(wide[key], bins=bins, color=look(key)["color"], alpha=0.6, label=names[key].split(" on")[0])
-        axes[3].set(title="instances by mass outside the pairs", xlabel="mean mass on x answers", ylabel="instances")
+        axes[3].set(title="mass outside the pairs", xlabel="mean mass on x answers", ylabel="instances")
         axes[3].legend()
         axes[4].scatter(wide["rl_optimum"], wide["dpo"], s=8, color=PALETTE[0], alpha=0.7)
         axes[4].plot([0, bins[-1]], [0, bins[-1]], color="black", lw=0.8)

@@ -176,7 +176,6 @@ def draw(methods: pd.DataFrame, along: pd.DataFrame) -> Figure:
         right.fill_between(list(found), lows, highs, color=PALETTE[3], alpha=0.25, lw=0)
         best = methods.loc[methods["method"] == "best of class", "gap"].mean()
         right.axhline(best, color="black", lw=1, ls="--", label="best of class")
-        right.set_xscale("symlog", linthresh=2)
         right.set(xlabel="states besides those of the pairs", ylabel="optimality gap, units of reward")
         right.set_title("mean and 95% interval over seeds")
         right.legend()
