@@ -144,6 +144,7 @@ def findings(single: pd.DataFrame, swept: pd.DataFrame, gradients: pd.DataFrame)
         "nash_md": exactly(single["nash_md"].max()),
         "ratio": exactly((single["ipo"] / single["online_ipo"].clip(lower=1e-12)).min()),
         "sppo_mean": exactly((single["sppo, mean"] - single["hedge"]).max()),
+        "sppo_near": exactly(single["sppo, mean"].max()),
         "sppo_last": exactly(single["sppo, last"].min()),
         "no_cycles_rlhf": mean_interval(at_zero["RLHF on gold"]),
         "no_cycles_ipo": mean_interval(at_zero["share 1"]),
