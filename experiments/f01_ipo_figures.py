@@ -176,7 +176,7 @@ def band(axis: Axes, x: list[float], groups: list[pd.DataFrame], marker: bool) -
 
 def draw(rows: pd.DataFrame, taus: list[float]) -> Figure:
     shown = [tau for tau in taus if tau <= 1][:4]
-    title = "DPO ends deterministic whatever tau is; IPO keeps to the reference with tau"
+    title = "DPO drops what never wins at any tau up to 1; IPO keeps to the reference"
     with style():
         figure, axes = panels(4, 5, 1.3, title)
         places = iter(axes)
