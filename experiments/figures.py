@@ -13,17 +13,19 @@ from __future__ import annotations
 
 import argparse
 import os
-import shutil
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from PIL import Image
+
 from exhibit import CONF, OUT, ROOT, is_done, judge, names, read, spoken
 from rlpref.binding import ConfigError
 from rlpref.logging.folder import read_json, write_atomically
 
+VERDICTS = ("holds", "fails", "open", "reported")
 GRADES = {"exact": "exact: the paper's setting, or a closed form", "scaled": "scaled: the protocol made small"}
 GRADES |= {"analogue": "analogue: the claim in another setting"}
 
@@ -57,26 +59,38 @@ def table(rows: list[dict], what: str) -> str:
 
 def summary(rows: list[dict]) -> str:
     """How many claims of each verdict, in one line."""
-    counts = {kind: sum(row["verdict"] == kind for row in rows) for kind in ("holds", "fails", "open", "reported")}
+    counts = {kind: sum(row["verdict"] == kind for row in rows) for kind in VERDICTS}
     return f"{len({row['exhibit'] for row in rows})} exhibits, {len(rows)} claims: " + ", ".join(
         f"{count} {kind}" for kind, count in counts.items()
     )
 
 
+def contents(shown: list[str], rows: list[dict], out: Path) -> str:
+    """A markdown table of the exhibits: how many claims of each verdict, what it cost, the command."""
+    lines = [f"| exhibit | what it says | {' | '.join(VERDICTS)} | CPU |", "|---|---|" + "---|" * (len(VERDICTS) + 1)]
+    for name in shown:
+        own = [row["verdict"] for row in rows if row["exhibit"] == name]
+        counts = " | ".join(str(own.count(kind) or "") for kind in VERDICTS)
+        seconds = read_json(out / name / "exhibit.json")["cpu_seconds"]
+        lines.append(f"| [{name}](#{name}) | {read(name).title} | {counts} | {seconds:.0f} s |")
+    return "\n".join(lines)
+
+
 def page(shown: list[str], out: Path, pictures: str) -> str:
     """The gallery: each figure with its claims, verdicts, cost and command. Pictures are <pictures>/<id>.png."""
+    shown = [name for name in shown if (out / name / "exhibit.json").exists()]
     rows = verdicts(shown, out)
     parts = [
         "# Gallery of figures",
         f"Made by `python experiments/figures.py --part all --gallery docs`; not edited by hand. {summary(rows)}.",
         "`holds` and `fails` are against the threshold; `open`: the value would do and its interval does not; "
-        "`reported`: a finding without a threshold. A claim that fails stays, with what we think of it.",
+        "`reported`: a finding without a threshold. A claim that fails stays, with what we think of it. "
+        "CPU seconds are of the process that drew the figure; runs that were there already are not in them.",
         "; ".join(GRADES.values()).capitalize() + ".",
-        table(rows, "exhibit"),
+        contents(shown, rows, out),
     ]
     for name in shown:
-        if (out / name / "claims.json").exists():
-            parts += _exhibit(name, out, pictures, [row for row in rows if row["exhibit"] == name])
+        parts += _exhibit(name, out, pictures, [row for row in rows if row["exhibit"] == name])
     return "\n\n".join(parts) + "\n"
 
 
@@ -85,10 +99,11 @@ def _exhibit(name: str, out: Path, pictures: str, rows: list[dict]) -> list[str]
     failed = [f"*{row['claim']}*: {row['comment']}" for row in rows if row["verdict"] != "holds" and row["comment"]]
     changed = f" With {', '.join(made['settings'])}." if made["settings"] else ""
     return [
-        f"## {name}: {exhibit.title}",
+        f"## {name}",
+        f"**{exhibit.title}**",
         f"![{exhibit.title}]({pictures}/{name}.png)",
         f"{exhibit.paper}: {exhibit.figure}. {GRADES[exhibit.grade].capitalize()}. `python experiments/{name}.py`, "
-        f"{made['seconds']:.0f} s ({made['cpu_seconds']:.0f} s of CPU).{changed}"
+        f"{made['seconds']:.0f} s ({made['cpu_seconds']:.0f} s of CPU).{_runs(out / name)}{changed}"
         + (" **The short version.**" if made["short"] else ""),
         *([" ".join(made["notes"])] if made["notes"] else []),
         table(rows, "source"),
@@ -96,12 +111,19 @@ def _exhibit(name: str, out: Path, pictures: str, rows: list[dict]) -> list[str]
     ]
 
 
+def _runs(folder: Path) -> str:
+    """How many runs an exhibit trained and how long these took, as a sentence."""
+    walls = [read_json(file)["wall_seconds"] for file in (folder / "runs").rglob("run.json")]
+    return f" {len(walls)} runs of {sum(walls) / 60:.0f} minutes in all, beside other work." if walls else ""
+
+
 def gallery(shown: list[str], out: Path, docs: Path) -> None:
     """<docs>/figures.md and the pictures in <docs>/figures."""
     for name in shown:
         if (file := out / name / f"{name}.png").exists():
             (docs / "figures").mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(file, docs / "figures" / file.name)
+            with Image.open(file) as picture:  # 128 colours do, and are a third of the bytes
+                picture.convert("RGB").quantize(128).save(docs / "figures" / file.name, optimize=True)
     write_atomically(docs / "figures.md", page(shown, out, "figures"))
 
 
