@@ -104,11 +104,15 @@ def test_a_claim_without_a_value_is_refused_by_name(tmp_path):
         exhibit.show("f11_best_of_n_kl", lossy, script.Grid, tmp_path, short=True)
 
 
-def test_an_exhibit_is_no_run():
+@pytest.mark.parametrize("name", NAMES)
+def test_an_exhibit_is_no_run(name):
     from rlpref.check import check
 
-    with pytest.raises(ConfigError, match="'exhibit' is a figure"):
-        check({"exhibit": {}})
+    assert (runs.CONF / "experiment" / f"{name}.yaml").read_text().startswith("# @package _global_\n")
+    if name == NAMES[0]:
+        config, _ = runs.compose(f"experiment={name}")
+        with pytest.raises(ConfigError, match="'exhibit' is a figure"):
+            check(config)
 
 
 def test_a_method_without_a_look_of_its_own_is_refused():

@@ -85,7 +85,7 @@ class opened:
         self.page.on("request", lambda request: request.url == address or self.said.append(request.url))
 
     def __enter__(self):
-        self.page.goto(self.address)
+        self.page.goto(self.address, timeout=180_000)  # milliseconds: the machine may be busy
         return self.page
 
     def __exit__(self, failed, *_):
