@@ -120,11 +120,17 @@ def exactly(value: float) -> Interval:
 
 
 def read(name: str) -> Exhibit:
-    """The exhibit of that id. Raises ConfigError for a key that it does not have or lacks."""
+    """The exhibit of that id. Raises ConfigError for a key that it does not have or lacks, and for a broken file."""
     file = CONF / f"{name}.yaml"
     if not file.exists():
         raise ConfigError(f"there is no {file.relative_to(ROOT)}.")
-    exhibit = bind(Exhibit, yaml.safe_load(file.read_text(encoding="utf-8"))[ASKED], file.name)()
+    try:
+        written = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{file.relative_to(ROOT)} is no YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(written, dict) or ASKED not in written:
+        raise ConfigError(f"{file.relative_to(ROOT)} has no section '{ASKED}'.")
+    exhibit = bind(Exhibit, written[ASKED], file.name)()
     exhibit.thresholds()
     return exhibit
 

@@ -104,6 +104,18 @@ def test_a_claim_without_a_value_is_refused_by_name(tmp_path):
         exhibit.show("f11_best_of_n_kl", lossy, script.Grid, tmp_path, short=True)
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("exhibit: {a: b: c}", "is no YAML"), ("other: 1", "no section 'exhibit'"), ("exhibit: {titel: x}", "titel")],
+)
+def test_a_broken_file_is_refused_by_name(text, said, tmp_path, monkeypatch):
+    monkeypatch.setattr(exhibit, "CONF", tmp_path)
+    monkeypatch.setattr(exhibit, "ROOT", tmp_path)
+    (tmp_path / "f00_broken.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=f"f00_broken.yaml.*{said}"):
+        exhibit.read("f00_broken")
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_an_exhibit_is_no_run(name):
     from rlpref.check import check
